@@ -1,0 +1,70 @@
+"""Who is calling: the identifiers that follow one request through every process, by gRPC metadata."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from enum import Enum
+
+REQUEST_ID_KEY = "x-request-id"
+PRIORITY_KEY = "x-mesh-priority"
+TENANT_KEY = "x-mesh-tenant"
+TRACEPARENT_KEY = "traceparent"
+
+_ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class Priority(Enum):
+    """The lane a request queues in. Interactive goes first; neither lane starves."""
+
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
+def new_request_id() -> str:
+    """A fresh id: 32 lower-case hex digits."""
+    return secrets.token_hex(16)
+
+
+def acceptable_request_id(candidate: str | None) -> str | None:
+    """The candidate where it is 1 to 128 of ``A-Za-z0-9._:-``, else None: an id ends up in logs and headers."""
+    return candidate if candidate and _ACCEPTABLE_ID.fullmatch(candidate) else None
+
+
+@dataclass(frozen=True, slots=True)
+class CallContext:
+    """The identifiers of one request."""
+
+    request_id: str = field(default_factory=new_request_id)
+    priority: Priority = Priority.INTERACTIVE
+    tenant: str = ""
+    traceparent: str = ""
+
+    def to_metadata(self) -> tuple[tuple[str, str], ...]:
+        """As gRPC metadata; empty values are left out."""
+        pairs = (
+            (REQUEST_ID_KEY, self.request_id),
+            (PRIORITY_KEY, self.priority.value),
+            (TENANT_KEY, self.tenant),
+            (TRACEPARENT_KEY, self.traceparent),
+        )
+        return tuple((key, value) for key, value in pairs if value)
+
+    @classmethod
+    def from_metadata(cls, metadata: Iterable[tuple[str, str | bytes]]) -> CallContext:
+        """From a call's metadata; what is missing or unacceptable is made anew."""
+        values = {key: value for key, value in metadata if isinstance(value, str)}
+        priority = values.get(PRIORITY_KEY, "")
+        return cls(
+            request_id=acceptable_request_id(values.get(REQUEST_ID_KEY)) or new_request_id(),
+            priority=Priority.BULK if priority == Priority.BULK.value else Priority.INTERACTIVE,
+            tenant=values.get(TENANT_KEY, "")[:128],
+            traceparent=values.get(TRACEPARENT_KEY, "")[:128],
+        )
+
+
+current_call: ContextVar[CallContext | None] = ContextVar("current_call", default=None)
+"""The request being served by this task or thread. A hop sends its identifiers along."""
