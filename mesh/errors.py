@@ -44,6 +44,8 @@ class BreakerEffect(Enum):
     SUCCESS = "success"
     FAILURE = "failure"
     NEUTRAL = "neutral"
+    BUSY = "busy"
+    """Neutral while calls flow; a probe answered so has not shown that the peer is well again."""
 
 
 class MeshError(Exception):
@@ -150,7 +152,7 @@ class Overloaded(MeshError):
     grpc_status = "RESOURCE_EXHAUSTED"
     http_status = 429
     retry = RetryAdvice.AFTER_DELAY
-    breaker = BreakerEffect.NEUTRAL
+    breaker = BreakerEffect.BUSY
 
 
 class GpuOutOfMemory(Overloaded):

@@ -1,0 +1,13 @@
+"""What keeps a hop from being hurt, one concern per file; none knows gRPC.
+
+Use them alone in one line each::
+
+    breaker = CircuitBreaker(failure_threshold=5, timeout=60)
+    with breaker.guard():
+        answer = ask_the_peer()
+"""
+
+from mesh.resilience.breaker import BreakerSnapshot, BreakerState, CircuitBreaker, TripPolicy
+from mesh.resilience.limiter import AdaptiveLimiter
+
+__all__ = ["AdaptiveLimiter", "BreakerSnapshot", "BreakerState", "CircuitBreaker", "TripPolicy"]

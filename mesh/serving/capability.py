@@ -1,0 +1,40 @@
+"""One capability of a worker: the unit that health, readiness and the watchdog speak about."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import grpc.aio
+
+from mesh.errors import MeshError
+
+
+async def _nothing() -> None:
+    """The stop of a capability that has nothing to end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capability:
+    """What a worker offers under one gRPC service name.
+
+    Attributes:
+        service: full gRPC name, for example ``embedding.v1.EmbeddingService``; also the name of its health.
+        register: adds the servicer to a server.
+        start: loads the model and runs one real inference. It runs after the port is open, so that health answers
+            NOT_SERVING meanwhile. A MeshError keeps the capability NOT_SERVING with that message as the reason; the
+            other capabilities serve.
+        canary: one real inference, run while the capability is idle. It raises when the engine cannot do it.
+        progress: seconds for which admitted work has waited for the engine without any progress; 0.0 when idle.
+        unhealthy: None while all is well, otherwise the reason to be NOT_SERVING for now (an engine that restarts).
+            It is asked about twice a second and must not block.
+        stop: ends what ``start`` began, after the last call is done.
+    """
+
+    service: str
+    register: Callable[[grpc.aio.Server], None]
+    start: Callable[[], Awaitable[None]]
+    canary: Callable[[], Awaitable[None]] | None = None
+    progress: Callable[[], float] | None = None
+    unhealthy: Callable[[], MeshError | None] | None = None
+    stop: Callable[[], Awaitable[None]] = _nothing

@@ -1,0 +1,120 @@
+"""What surrounds every call of a worker: readiness, identifiers, a deadline, typed errors, metrics, one log line."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from mesh.context import CallContext, current_call
+from mesh.errors import DeadlineExceeded, Internal, MeshError
+from mesh.serving.calls import ServicerContext
+from mesh.serving.health import Readiness
+from mesh.telemetry import RPC_CALLS, RPC_IN_FLIGHT, RPC_LATENCY, fields, get_logger
+from mesh.wire import grpc_code, to_trailing_metadata
+
+log = get_logger(__name__)
+
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]]
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps the handlers of the worker's own services. Health and reflection pass untouched, also while saturated."""
+
+    def __init__(self, readiness: Readiness, services: frozenset[str], default_deadline_seconds: float) -> None:
+        self._readiness = readiness
+        self._services = services
+        self._default_deadline_seconds = default_deadline_seconds
+        self.last_finished: dict[str, float] = {}
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wrap the handler of one of our own methods; its four kinds differ only in how replies leave."""
+        handler = await continuation(handler_call_details)
+        _, service, method = handler_call_details.method.split("/", 2)
+        if handler is None or service not in self._services:
+            return handler
+        if handler.response_streaming:
+            behavior: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            wrapped: Any = self._streaming(behavior, service, method)
+        else:
+            behavior = handler.stream_unary if handler.request_streaming else handler.unary_unary
+            wrapped = self._single(behavior, service, method)
+        return _with_behavior(handler, wrapped)
+
+    def _single(self, behavior: Any, service: str, method: str) -> Any:
+        async def serve(request: Any, context: ServicerContext) -> Any:
+            async with self._around(service, method, context):
+                return await behavior(request, context)
+
+        return serve
+
+    def _streaming(self, behavior: Any, service: str, method: str) -> Any:
+        async def serve(request: Any, context: ServicerContext) -> AsyncIterator[Any]:
+            async with self._around(service, method, context):
+                async for reply in behavior(request, context):
+                    yield reply
+
+        return serve
+
+    @asynccontextmanager
+    async def _around(self, service: str, method: str, context: ServicerContext) -> AsyncIterator[None]:
+        """Everything around one call. Errors end it by ``abort``, so nothing of ours is raised past this point."""
+        started = time.monotonic()
+        current_call.set(CallContext.from_metadata(context.invocation_metadata() or ()))
+        outcome = "ok"
+        failure: MeshError | None = None
+        RPC_IN_FLIGHT.labels(service).inc()
+        try:
+            async with asyncio.timeout(None if context.time_remaining() is not None else self._default_deadline_seconds):
+                refusal = self._readiness.refusal(service)
+                if refusal is not None:
+                    raise refusal
+                yield
+        except MeshError as error:
+            failure = error
+        except TimeoutError:
+            failure = DeadlineExceeded("The call came without a deadline and took longer than the default allows.")
+        except (asyncio.CancelledError, GeneratorExit):
+            outcome = "cancelled"
+            raise
+        except Exception:
+            log.exception("a call failed in a way that nothing foresaw", extra=fields(service=service, method=method))
+            failure = Internal("The worker failed on this request. Its log says why, under the request's id.")
+        finally:
+            seconds = time.monotonic() - started
+            outcome = failure.code if failure else outcome
+            self.last_finished[service] = time.monotonic()
+            RPC_IN_FLIGHT.labels(service).dec()
+            RPC_CALLS.labels(service, method, outcome).inc()
+            RPC_LATENCY.labels(service, method).observe(seconds)
+            _log_call(service, method, outcome, seconds, failure)
+        if failure is not None:
+            await context.abort(grpc_code(failure), failure.message, to_trailing_metadata(failure))
+
+
+def _log_call(service: str, method: str, outcome: str, seconds: float, failure: MeshError | None) -> None:
+    values: dict[str, Any] = {"service": service, "method": method, "outcome": outcome, "ms": round(seconds * 1000, 2)}
+    if failure is not None:
+        values["reason"] = failure.reason
+    log.info("call", extra=fields(**values))
+
+
+def _with_behavior(handler: grpc.RpcMethodHandler[Any, Any], behavior: Any) -> grpc.RpcMethodHandler[Any, Any]:
+    makers: dict[tuple[bool, bool], Any] = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }
+    make = makers[handler.request_streaming, handler.response_streaming]
+    made: grpc.RpcMethodHandler[Any, Any] = make(
+        behavior, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
+    )
+    return made

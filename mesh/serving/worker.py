@@ -1,0 +1,156 @@
+"""A worker process from its first line to its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import grpc.aio
+import uvloop
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import start_http_server
+
+from mesh.channel import SERVER_OPTIONS, message_size_options
+from mesh.errors import Internal, MeshError
+from mesh.serving.capability import Capability
+from mesh.serving.health import Readiness
+from mesh.serving.interceptor import CallInterceptor
+from mesh.serving.reflecting import offer_reflection
+from mesh.serving.watchdog import Watchdog
+from mesh.settings import WorkerSettings
+from mesh.telemetry import fields, get_logger
+
+log = get_logger(__name__)
+
+EXIT_OK = 0
+EXIT_PORT_IN_USE = 2
+EXIT_STUCK = 70
+"""EX_SOFTWARE: the engine is stuck; the supervisor starts a fresh process."""
+
+_HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+
+class Worker:
+    """One gRPC server with its capabilities. ``start`` opens the port at once and loads models behind it."""
+
+    def __init__(self, settings: WorkerSettings, capabilities: Sequence[Capability]) -> None:
+        self._settings = settings
+        self._capabilities = tuple(capabilities)
+        services = [capability.service for capability in capabilities]
+        self._readiness = Readiness(services)
+        self._interceptor = CallInterceptor(
+            self._readiness, frozenset(services), settings.default_deadline_seconds
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+        self._over = asyncio.Event()
+        self._exit_code = EXIT_OK
+        self.port = 0
+
+    async def start(self) -> None:
+        """Open the port, say NOT_SERVING, and begin to load every capability at once.
+
+        Raises:
+            OSError: the port cannot be had.
+        """
+        options = (*SERVER_OPTIONS, *message_size_options(self._settings.max_message_bytes))
+        self._server = grpc.aio.server(interceptors=[self._interceptor], options=options)
+        for capability in self._capabilities:
+            capability.register(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._readiness.servicer, self._server)
+        if self._settings.reflection:
+            offer_reflection(self._server, [*(each.service for each in self._capabilities), _HEALTH_SERVICE])
+        address = f"{self._settings.host}:{self._settings.port}"
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"Cannot listen on {address}: another process has the port, or the address is not ours.") from error
+        await self._readiness.announce()
+        await self._server.start()
+        log.info("listening", extra=fields(address=f"{self._settings.host}:{self.port}"))
+        for capability in self._capabilities:
+            self._spawn(self._bring_up(capability))
+
+    async def wait(self) -> int:
+        """Wait until the worker is told to end, drain, and return the exit code."""
+        await self._over.wait()
+        await self.stop()
+        return self._exit_code
+
+    def end(self) -> None:
+        """Ask the worker to drain and end. The second time it ends at once."""
+        if self._over.is_set():
+            log.warning("told twice to end: ending at once")
+            os._exit(1)
+        log.info("draining", extra=fields(grace_seconds=self._settings.drain_grace_seconds))
+        self._over.set()
+
+    async def stop(self) -> None:
+        """NOT_SERVING, time for clients to see it, then no new calls; admitted ones finish within the grace."""
+        await self._readiness.drain()
+        await asyncio.sleep(self._settings.drain_notice_seconds)
+        await self._server.stop(self._settings.drain_grace_seconds)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for capability in self._capabilities:
+            await capability.stop()
+
+    async def _bring_up(self, capability: Capability) -> None:
+        try:
+            await capability.start()
+        except MeshError as error:
+            await self._readiness.set(capability.service, error)
+            return
+        except Exception:
+            log.exception("a capability did not start", extra=fields(service=capability.service))
+            reason = Internal("The capability failed to start; the worker's log has the traceback.")
+            await self._readiness.set(capability.service, reason)
+            return
+        await self._readiness.set(capability.service, None)
+        watchdog = Watchdog(
+            capability,
+            self._readiness,
+            limit_seconds=self._settings.watchdog_seconds,
+            canary_interval_seconds=self._settings.canary_interval_seconds,
+            last_traffic=lambda: self._interceptor.last_finished.get(capability.service, 0.0),
+            give_up=self._give_up,
+        )
+        await watchdog.run()
+
+    def _give_up(self, why: str) -> None:
+        log.critical("ending for the supervisor to restart", extra=fields(reason=why))
+        # A thread stuck in a device call cannot be joined, so the interpreter cannot end in the ordinary way. The
+        # second lets health watchers hear NOT_SERVING first.
+        asyncio.get_running_loop().call_later(1.0, os._exit, EXIT_STUCK)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.create_task(work))
+
+
+async def _serve(settings: WorkerSettings, capabilities: Sequence[Capability]) -> int:
+    worker = Worker(settings, capabilities)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, worker.end)
+    try:
+        await worker.start()
+    except OSError as error:
+        log.critical(str(error))
+        return EXIT_PORT_IN_USE
+    if settings.metrics_port:
+        start_http_server(settings.metrics_port, addr=settings.host)
+    return await worker.wait()
+
+
+def run(settings: WorkerSettings, capabilities: Sequence[Capability]) -> int:
+    """Serve until SIGTERM or SIGINT, drain, and return the exit code. Call ``configure_logging`` first.
+
+    Capabilities are made before the event loop runs: whatever needs a loop belongs into their ``start``.
+    """
+    code = uvloop.run(_serve(settings, capabilities))
+    sys.stderr.flush()
+    return code

@@ -1,0 +1,97 @@
+"""Logs and metrics, the same in every process: one line per request, names that follow Prometheus's conventions."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any, Literal
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from mesh.context import current_call
+
+# 1 ms to 60 s: a cached embedding at one end, a long document at the other.
+LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+HOP_CALLS = Counter("mesh_hop_calls_total", "Calls that a hop finished, by outcome.", ["hop", "method", "outcome"])
+HOP_LATENCY = Histogram(
+    "mesh_hop_latency_seconds", "Time from a call's start on a hop to its end.", ["hop", "method"], buckets=LATENCY_BUCKETS
+)
+HOP_IN_FLIGHT = Gauge("mesh_hop_in_flight", "Calls that a hop is waiting for.", ["hop"])
+HOP_LIMIT = Gauge("mesh_hop_limit", "Calls that a hop lets through at once, as adapted.", ["hop"])
+BREAKER_STATE = Gauge("mesh_breaker_state", "0 closed, 1 half-open, 2 open.", ["hop"])
+BREAKER_TRANSITIONS = Counter("mesh_breaker_transitions_total", "Changes of a breaker's state.", ["hop", "to"])
+ENDPOINT_SERVING = Gauge("mesh_endpoint_serving", "1 while the health probe says SERVING.", ["hop", "endpoint"])
+
+RPC_CALLS = Counter("mesh_rpc_calls_total", "Calls that a worker finished, by outcome.", ["service", "method", "outcome"])
+RPC_LATENCY = Histogram(
+    "mesh_rpc_latency_seconds", "Time that a worker took for a call.", ["service", "method"], buckets=LATENCY_BUCKETS
+)
+RPC_IN_FLIGHT = Gauge("mesh_rpc_in_flight", "Calls that a worker is working on.", ["service"])
+CAPABILITY_SERVING = Gauge("mesh_capability_serving", "1 while a capability's health is SERVING.", ["service"])
+
+
+def get_logger(name: str) -> logging.Logger:
+    """The logger of a module. Fields go in ``extra={"fields": {...}}``; never secrets, never prompts."""
+    return logging.getLogger(name)
+
+
+def fields(**values: Any) -> dict[str, dict[str, Any]]:
+    """The ``extra`` argument that carries structured fields."""
+    return {"fields": values}
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line of JSON."""
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "process": self._process,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        call = current_call.get()
+        if call is not None:
+            line["request_id"] = call.request_id
+        line.update(getattr(record, "fields", {}))
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+class _TextFormatter(logging.Formatter):
+    """One readable line: time, level, message, then the fields."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line of text."""
+        values = dict(getattr(record, "fields", {}))
+        call = current_call.get()
+        if call is not None:
+            values.setdefault("request_id", call.request_id)
+        tail = "".join(f" {key}={value}" for key, value in values.items())
+        stamp = time.strftime("%H:%M:%S", time.localtime(record.created)) + f".{int(record.msecs):03d}"
+        line = f"{stamp} {record.levelname:<7} {self._process}: {record.getMessage()}{tail}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def configure_logging(process: str, log_format: Literal["text", "json"] = "text") -> None:
+    """Send every log line of this process to standard error, in one of two forms. Call once, at the start."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter(process) if log_format == "json" else _TextFormatter(process))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    # A line per HTTP request of a client library repeats what the hop already says.
+    for noisy in ("httpx", "httpcore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
