@@ -37,4 +37,6 @@ class Deadline:
     def require(self, seconds: float = 0.0) -> None:
         """Raise DeadlineExceeded unless more than ``seconds`` are left: no work starts that cannot finish."""
         if self.remaining() <= seconds:
-            raise DeadlineExceeded("The request's time is up before the work could start; allow it more time or send less at once.")
+            raise DeadlineExceeded(
+                "The request's time is up before the work could start. Allow it more time or send less at once."
+            )

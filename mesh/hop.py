@@ -64,7 +64,7 @@ class HopSettings(BaseModel):
     failure_threshold: int = Field(5, ge=1, description="Consecutive failures that open the circuit breaker.")
     breaker_timeout_seconds: float = Field(60.0, gt=0, description="Longest time that the breaker stays open.")
     max_in_flight: int = Field(1024, ge=8, description="Most calls in flight that the limiter ever allows.")
-    max_message_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="Largest gRPC message taken or sent, in bytes.")
+    max_message_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="Largest gRPC message, in bytes.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +133,13 @@ class Hop:
         )
         self.breaker.name = name
         self.breaker.listener = self._breaker_moved
-        self.limiter = AdaptiveLimiter(maximum=self.settings.max_in_flight, name=name,
-                                       initial=min(64, self.settings.max_in_flight))
+        self.limiter = AdaptiveLimiter(
+            maximum=self.settings.max_in_flight, name=name, initial=min(64, self.settings.max_in_flight)
+        )
         self._endpoints = endpoints_of(target)
-        self._probe = HealthProbe(service, self._endpoints, transport, self.breaker.peer_is_serving)
+        self._probe = HealthProbe(
+            name, service, self._endpoints, transport=transport, on_serving=self.breaker.peer_is_serving
+        )
         self._idempotent = tuple(idempotent_methods)
         self._latencies = _Latencies()
         self._channel: Any = None
@@ -253,6 +256,6 @@ def _metadata() -> tuple[tuple[str, str], ...]:
 
 
 def _method_name(method: Any) -> str:
-    raw = method._method  # noqa: SLF001 - neither stack offers the name of a multi-callable in public
+    raw = method._method
     text: str = raw.decode() if isinstance(raw, bytes) else raw
     return text.rpartition("/")[2]

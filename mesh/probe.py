@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -49,8 +50,15 @@ class HealthProbe:
     """
 
     def __init__(
-        self, service: str, endpoints: tuple[str, ...], transport: Transport, on_serving: Callable[[], None]
+        self,
+        hop: str,
+        service: str,
+        endpoints: tuple[str, ...],
+        *,
+        transport: Transport,
+        on_serving: Callable[[], None],
     ) -> None:
+        self.hop = hop
         self.service = service
         self.endpoints = {endpoint: EndpointHealth(endpoint, since=time.monotonic()) for endpoint in endpoints}
         self._transport = transport
@@ -64,7 +72,8 @@ class HealthProbe:
         for endpoint in self.endpoints:
             channel = self._transport.open(core_target(endpoint), CLIENT_OPTIONS)
             self._channels.append(channel)
-            self._ends.append(self._transport.spawn(lambda e=endpoint, c=channel: self._watch(e, c), f"probe {endpoint}"))
+            watch = partial(self._watch, endpoint, channel)
+            self._ends.append(self._transport.spawn(watch, f"probe {endpoint}"))
 
     async def stop(self) -> None:
         """End every watch."""
@@ -74,7 +83,7 @@ class HealthProbe:
             await end()
 
     async def _watch(self, endpoint: str, channel: Any) -> None:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service=self.service)
         pause = FIRST_PAUSE_SECONDS
         while True:
@@ -106,7 +115,7 @@ class HealthProbe:
         try:
             await self._transport.unary(info, b"", timeout=REASON_TIMEOUT_SECONDS, metadata=())
         except grpc.RpcError as error:
-            return from_rpc_error(error, hop=self.service, caller_time_is_up=False)
+            return from_rpc_error(error, hop=self.hop, caller_time_is_up=False)
         return None
 
     def _lost(self, endpoint: str, error: grpc.RpcError) -> None:
@@ -117,9 +126,8 @@ class HealthProbe:
     def _change(self, state: EndpointHealth, health: str, reason: str, code: str) -> None:
         if state.health != health:
             level = log.info if health == SERVING else log.warning
-            level("endpoint changed", extra=fields(endpoint=state.endpoint, service=self.service, health=health,
-                                                   reason=reason))
+            level("endpoint changed", extra=fields(endpoint=state.endpoint, hop=self.hop, health=health, reason=reason))
             state.since = time.monotonic()
             state.health = health
         state.reason, state.reason_code = reason, code
-        ENDPOINT_SERVING.labels(self.service, state.endpoint).set(health == SERVING)
+        ENDPOINT_SERVING.labels(self.hop, state.endpoint).set(health == SERVING)

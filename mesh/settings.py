@@ -95,7 +95,10 @@ class WorkerSettings(MeshSettings):
         16 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024, description="Largest gRPC message taken or sent, in bytes."
     )
     watchdog_seconds: float = Field(
-        10.0, gt=0, le=3600, description="An engine without progress for longer than this is given up: the process exits."
+        10.0,
+        gt=0,
+        le=3600,
+        description="An engine without progress for longer than this is given up: the process exits.",
     )
     canary_interval_seconds: float = Field(
         15.0, gt=0, le=3600, description="An idle capability proves itself by one real inference this often."

@@ -17,7 +17,10 @@ LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 
 HOP_CALLS = Counter("mesh_hop_calls_total", "Calls that a hop finished, by outcome.", ["hop", "method", "outcome"])
 HOP_LATENCY = Histogram(
-    "mesh_hop_latency_seconds", "Time from a call's start on a hop to its end.", ["hop", "method"], buckets=LATENCY_BUCKETS
+    "mesh_hop_latency_seconds",
+    "Time from a call's start on a hop to its end.",
+    ["hop", "method"],
+    buckets=LATENCY_BUCKETS,
 )
 HOP_IN_FLIGHT = Gauge("mesh_hop_in_flight", "Calls that a hop is waiting for.", ["hop"])
 HOP_LIMIT = Gauge("mesh_hop_limit", "Calls that a hop lets through at once, as adapted.", ["hop"])
@@ -25,7 +28,9 @@ BREAKER_STATE = Gauge("mesh_breaker_state", "0 closed, 1 half-open, 2 open.", ["
 BREAKER_TRANSITIONS = Counter("mesh_breaker_transitions_total", "Changes of a breaker's state.", ["hop", "to"])
 ENDPOINT_SERVING = Gauge("mesh_endpoint_serving", "1 while the health probe says SERVING.", ["hop", "endpoint"])
 
-RPC_CALLS = Counter("mesh_rpc_calls_total", "Calls that a worker finished, by outcome.", ["service", "method", "outcome"])
+RPC_CALLS = Counter(
+    "mesh_rpc_calls_total", "Calls that a worker finished, by outcome.", ["service", "method", "outcome"]
+)
 RPC_LATENCY = Histogram(
     "mesh_rpc_latency_seconds", "Time that a worker took for a call.", ["service", "method"], buckets=LATENCY_BUCKETS
 )

@@ -7,6 +7,7 @@ The status code and message are gRPC's own; ``google.rpc.ErrorInfo`` (domain, re
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -15,7 +16,6 @@ from google.rpc.status_pb2 import Status
 
 from mesh.errors import (
     AttemptTimedOut,
-    Cancelled,
     DeadlineExceeded,
     Forbidden,
     Internal,
@@ -102,7 +102,8 @@ def from_rpc_error(error: grpc.RpcError, *, hop: str, caller_time_is_up: bool) -
     """
     code: grpc.StatusCode = error.code()
     details: str = error.details() or ""
-    trailing = error.trailing_metadata() or ()
+    # Typed by the stubs as a class of their own; in both stacks it is pairs of key and value.
+    trailing: Iterable[Any] = error.trailing_metadata() or ()
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and caller_time_is_up:
         return DeadlineExceeded("The request's time is up. Allow it more time or send less at once.", hop=hop)
     return _from_details(trailing, hop) or _from_status(code, details, hop)
@@ -145,8 +146,3 @@ def _from_status(code: grpc.StatusCode, details: str, hop: str) -> MeshError:
     message = _PUBLIC_MESSAGE.get(cls) or f"The service behind this request refused it ({code.name})."
     reason = None if code is grpc.StatusCode[cls.grpc_status] else code.name
     return cls(message, reason=reason, hop=hop)
-
-
-def cancelled(hop: str) -> Cancelled:
-    """The error for a call that this side gave up."""
-    return Cancelled("The request was cancelled.", hop=hop)

@@ -70,7 +70,7 @@ class BreakerSnapshot:
 
 
 Listener = Callable[[BreakerState, BreakerState, str], None]
-"""Called as (before, after, reason) on each change of state, with the breaker's lock held: be quick, call nothing back."""
+"""Called as (before, after, reason) on each change of state, with the breaker's lock held: be quick and call nothing."""
 
 
 class CircuitBreaker:
@@ -249,4 +249,4 @@ class Permit:
 
     def _settle(self, effect: BreakerEffect) -> None:
         self._settled = True
-        self._breaker._settle(self._epoch, effect, self._breaker._clock() - self._started)  # noqa: SLF001 - its other half
+        self._breaker._settle(self._epoch, effect, self._breaker._clock() - self._started)

@@ -96,4 +96,4 @@ class Slot:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._limiter._release(self._started, error)  # noqa: SLF001 - its other half
+        self._limiter._release(self._started, error)

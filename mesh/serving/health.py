@@ -50,8 +50,10 @@ class Readiness:
     def refusal(self, service: str) -> MeshError | None:
         """Why a new call to ``service`` is not let in; None when it is."""
         reason = self._reasons.get(service)
-        return None if reason is None else type(reason)(
-            reason.message, reason=reason.reason, param=reason.param, retry_after=reason.retry_after
+        return (
+            None
+            if reason is None
+            else type(reason)(reason.message, reason=reason.reason, param=reason.param, retry_after=reason.retry_after)
         )
 
     def serving(self, service: str) -> bool:

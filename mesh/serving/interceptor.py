@@ -72,7 +72,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         failure: MeshError | None = None
         RPC_IN_FLIGHT.labels(service).inc()
         try:
-            async with asyncio.timeout(None if context.time_remaining() is not None else self._default_deadline_seconds):
+            async with asyncio.timeout(
+                None if context.time_remaining() is not None else self._default_deadline_seconds
+            ):
                 refusal = self._readiness.refusal(service)
                 if refusal is not None:
                     raise refusal

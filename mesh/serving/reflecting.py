@@ -19,7 +19,7 @@ def offer_reflection(server: grpc.aio.Server, services: Sequence[str]) -> None:
     """
     names = [*services, reflection.SERVICE_NAME, V1_NAME]
     reflection.enable_server_reflection(names, server)
-    servicer = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]  # missing from the type stubs
+    servicer = reflection.aio.ReflectionServicer(names)
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,

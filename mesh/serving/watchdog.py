@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from mesh.errors import Internal, MeshError, Overloaded, Unavailable
 from mesh.serving.capability import Capability
@@ -25,7 +25,7 @@ class Watchdog:
     The first two end in ``give_up``: no code inside the process can mend a hung device, a supervisor's restart can.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - three signals and three limits, all named
         self,
         capability: Capability,
         readiness: Readiness,
@@ -58,16 +58,15 @@ class Watchdog:
                 continue
             idle_since = max(self._last_traffic(), self._last_canary)
             if self._capability.canary and time.monotonic() - idle_since >= self._canary_interval:
-                await self._run_canary()
+                await self._run_canary(self._capability.canary)
             elif self._canary_failures == 0:
                 await self._readiness.set(self._capability.service, None)
 
-    async def _run_canary(self) -> None:
-        assert self._capability.canary is not None
+    async def _run_canary(self, canary: Callable[[], Awaitable[None]]) -> None:
         failure: MeshError | None = None
         try:
             async with asyncio.timeout(self._limit):
-                await self._capability.canary()
+                await canary()
         except TimeoutError:
             await self._end(f"An idle engine did not answer its canary within {self._limit:.0f} s.")
             return

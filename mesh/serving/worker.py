@@ -42,9 +42,7 @@ class Worker:
         self._capabilities = tuple(capabilities)
         services = [capability.service for capability in capabilities]
         self._readiness = Readiness(services)
-        self._interceptor = CallInterceptor(
-            self._readiness, frozenset(services), settings.default_deadline_seconds
-        )
+        self._interceptor = CallInterceptor(self._readiness, frozenset(services), settings.default_deadline_seconds)
         self._tasks: list[asyncio.Task[None]] = []
         self._over = asyncio.Event()
         self._exit_code = EXIT_OK
@@ -67,7 +65,9 @@ class Worker:
         try:
             self.port = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise OSError(f"Cannot listen on {address}: another process has the port, or the address is not ours.") from error
+            raise OSError(
+                f"Cannot listen on {address}: another process has the port, or the address is not ours."
+            ) from error
         await self._readiness.announce()
         await self._server.start()
         log.info("listening", extra=fields(address=f"{self._settings.host}:{self.port}"))

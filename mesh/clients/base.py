@@ -1,0 +1,120 @@
+"""What all clients share: a hop, a stub, and the sync face over the async one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from types import TracebackType
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+from mesh.channel import Target
+from mesh.hop import Hop, HopSettings
+from mesh.resilience import CircuitBreaker
+from mesh.transport import AioTransport, BlockingTransport, Transport, iterate, run_to_end
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """Base of the async clients. Use it as an async context manager, or call ``close``.
+
+    Args:
+        target: "host:port", several separated by commas, or "dns:///name:port".
+        circuit_breaker: one of your own, for example to share or to tune it; otherwise made from ``hop``.
+        hop: limits and times of the hop.
+        transport: how to wait; leave it out.
+    """
+
+    hop_name: ClassVar[str]
+    service: ClassVar[str]
+    stub_class: ClassVar[Any]
+    idempotent_methods: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        circuit_breaker: CircuitBreaker | None = None,
+        hop: HopSettings | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        self.hop = Hop(
+            self.hop_name,
+            self.service,
+            target,
+            transport=transport or AioTransport(),
+            settings=hop,
+            circuit_breaker=circuit_breaker,
+            idempotent_methods=self.idempotent_methods,
+        )
+        self._made_stub: Any = None
+
+    @property
+    def _stub(self) -> Any:
+        if self._made_stub is None:
+            self._made_stub = self.stub_class(self.hop.channel)
+        return self._made_stub
+
+    def start(self) -> None:
+        """Connect and probe now instead of at the first call."""
+        self.hop.start()
+
+    async def close(self) -> None:
+        """End the probe and every call."""
+        await self.hop.close()
+        self._made_stub = None
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+AsyncClientT = TypeVar("AsyncClientT", bound=AsyncClient)
+
+
+class SyncClient(Generic[AsyncClientT]):
+    """Base of the sync clients: the async client on a transport that blocks. Safe to use from several threads.
+
+    Use it as a context manager, or call ``close``. Arguments as for AsyncClient.
+    """
+
+    async_class: ClassVar[type[Any]]
+
+    def __init__(
+        self, target: Target, *, circuit_breaker: CircuitBreaker | None = None, hop: HopSettings | None = None
+    ) -> None:
+        self._client: AsyncClientT = self.async_class(
+            target, circuit_breaker=circuit_breaker, hop=hop, transport=BlockingTransport()
+        )
+
+    @property
+    def hop(self) -> Hop:
+        """The hop, for its status."""
+        return self._client.hop
+
+    def start(self) -> None:
+        """Connect and probe now instead of at the first call."""
+        self._client.start()
+
+    def close(self) -> None:
+        """End the probe and every call."""
+        run_to_end(self._client.close())
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return run_to_end(work)
+
+    def _iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
+        return iterate(items)
