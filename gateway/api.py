@@ -1,0 +1,104 @@
+"""How a route describes itself, once: the same description mounts it and documents it in OpenAPI."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mesh.version import VERSION
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+_DESCRIPTION = (
+    "A torch-free gateway in front of workers for embedding, reranking, chunking, GPU status and language models. "
+    "It speaks the dialects of OpenAI, Cohere, Jina and Text Embeddings Inference, so that their own clients work "
+    "unmodified. Every answer carries `x-request-id` and `server-timing`; `x-request-timeout-ms` bounds the time that a "
+    "request may take."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path.
+
+    Attributes:
+        body: the model that the request's body is read with; None where there is none.
+        examples: request bodies that work, by what they show.
+        answer: an answer as it really looks.
+        answer_type: its media type.
+        extra: further OpenAPI keys of the operation.
+    """
+
+    method: str
+    path: str
+    summary: str
+    tag: str
+    description: str = ""
+    body: type[BaseModel] | None = None
+    examples: dict[str, Any] = field(default_factory=dict)
+    answer: Any = None
+    answer_type: str = "application/json"
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Api:
+    """Mounts operations on an app and writes its OpenAPI document."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+        self._models: list[type[BaseModel]] = []
+        self._document: dict[str, Any] | None = None
+        app.openapi = self.openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend its document
+
+    def mount(self, operation: Operation, endpoint: Endpoint) -> None:
+        """Serve ``operation`` by ``endpoint``, which reads its body itself: FastAPI would know one dialect."""
+        openapi_extra = dict(operation.extra)
+        if operation.body is not None:
+            self._models.append(operation.body)
+            openapi_extra["requestBody"] = _request_body(operation)
+        content = {operation.answer_type: {"example": operation.answer} if operation.answer is not None else {}}
+        self._app.add_api_route(
+            operation.path,
+            endpoint,
+            methods=[operation.method],
+            response_model=None,
+            summary=operation.summary,
+            description=operation.description,
+            tags=[operation.tag],
+            responses={200: {"description": "The answer.", "content": content}},
+            openapi_extra=openapi_extra,
+        )
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document; made at the first request for it."""
+        if self._document is None:
+            document = get_openapi(
+                title="Torch Isolation Mesh", version=VERSION, description=_DESCRIPTION, routes=self._app.routes
+            )
+            _, schemas = models_json_schema(
+                [(model, "validation") for model in dict.fromkeys(self._models)],
+                ref_template="#/components/schemas/{model}",
+            )
+            components = document.setdefault("components", {})
+            components.setdefault("schemas", {}).update(schemas.get("$defs", {}))
+            self._document = document
+        return self._document
+
+
+def _request_body(operation: Operation) -> dict[str, Any]:
+    assert operation.body is not None  # noqa: S101 - the caller asked for it
+    content: dict[str, Any] = {"schema": {"$ref": f"#/components/schemas/{operation.body.__name__}"}}
+    if operation.examples:
+        content["examples"] = {
+            f"example{number}": {"summary": summary, "value": value}
+            for number, (summary, value) in enumerate(operation.examples.items(), 1)
+        }
+    return {"required": True, "content": {"application/json": content}}

@@ -1,0 +1,161 @@
+"""The composition root: settings in, one ASGI application out. Nothing else in the gateway builds anything."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.api import Api
+from gateway.catalogue import Catalogue
+from gateway.lifecycle import Lifecycle
+from gateway.middleware import Account, Attention, BodyCap, BodyLimits
+from gateway.peers import Peers
+from gateway.ranking import Ranker
+from gateway.routes.chat import ChatRoute
+from gateway.routes.chunk import ChunkRoute
+from gateway.routes.completions import CompletionRoute
+from gateway.routes.embeddings import EmbeddingsRoute
+from gateway.routes.gpu import GpuRoutes
+from gateway.routes.models import ModelRoutes
+from gateway.routes.operations import OperationsRoutes
+from gateway.routes.pages import PageRoutes
+from gateway.routes.rerank import RerankRoutes
+from gateway.routes.tei import TeiRoutes
+from gateway.settings import GatewaySettings
+from gateway.status import StatusReport
+from gateway.vocabulary import PUBLISHED, OpenAIVocabulary
+from gateway.writing import Scribe
+from mesh.clients.chunking import AsyncChunkingServiceClient
+from mesh.clients.embedding import AsyncEmbeddingServiceClient
+from mesh.clients.gpu import AsyncGPUServiceClient
+from mesh.clients.llm import AsyncLLMServiceClient
+from mesh.clients.reranking import AsyncRerankingServiceClient
+from mesh.hop import HopSettings
+from mesh.version import VERSION
+
+
+def dial(settings: GatewaySettings) -> Peers:
+    """The workers' clients, each on a hop of its own: one breaker, limiter and probe per capability."""
+    services = settings.services
+    timeouts = settings.timeouts
+
+    def hop(seconds: float) -> HopSettings:
+        return HopSettings(default_deadline_seconds=seconds, attempt_timeout_seconds=min(seconds, 3600.0))
+
+    return Peers(
+        embedder=AsyncEmbeddingServiceClient(services.embedding.url, hop=hop(timeouts.embedding_seconds)),
+        reranker=AsyncRerankingServiceClient(services.reranking.url, hop=hop(timeouts.reranking_seconds)),
+        chunker=AsyncChunkingServiceClient(services.chunking_url, hop=hop(timeouts.chunking_seconds)),
+        gpu=AsyncGPUServiceClient(services.gpu.url, hop=hop(timeouts.gpu_seconds)),
+        writer=AsyncLLMServiceClient(services.llm.url, hop=hop(timeouts.llm_seconds)),
+    )
+
+
+def create_app(settings: GatewaySettings, *, peers: Peers | None = None, lifecycle: Lifecycle | None = None) -> FastAPI:
+    """The gateway.
+
+    Args:
+        settings: all that can be told to it.
+        peers: who answers; left out, the workers that the settings name.
+        lifecycle: shared with whoever runs the app and tells it to drain.
+    """
+    peers = peers or dial(settings)
+    lifecycle = lifecycle or Lifecycle()
+    app = FastAPI(
+        title="Torch Isolation Mesh",
+        version=VERSION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers={HTTPException: _pass_on},
+        lifespan=_lifespan(peers, lifecycle),
+    )
+    # Starlette folds the last one added outermost.
+    app.add_middleware(Attention)
+    app.add_middleware(
+        BodyCap,
+        limits=BodyLimits(json_bytes=settings.limits.max_json_bytes, upload_bytes=settings.limits.max_upload_bytes),
+    )
+    app.add_middleware(Account)
+    _mount(app, settings, peers, lifecycle)
+    return app
+
+
+def _mount(app: FastAPI, settings: GatewaySettings, peers: Peers, lifecycle: Lifecycle) -> None:
+    """Routes are tried in this order, so those that are asked most stand first."""
+    catalogue = Catalogue(peers, aliases=settings.models.aliases, info_seconds=settings.timeouts.info_seconds)
+    vocabulary = OpenAIVocabulary(PUBLISHED[settings.vocabulary.name], _vocabulary_folder(settings))
+    ranker = Ranker(peers.reranker, catalogue, settings)
+    scribe = Scribe(peers.writer, catalogue, settings)
+    report = StatusReport(
+        peers,
+        lifecycle,
+        info_seconds=settings.timeouts.info_seconds,
+        targets=_targets(settings),
+        hints=_CHOOSE_ANOTHER,
+    )
+    api = Api(app)
+    EmbeddingsRoute(peers.embedder, catalogue, vocabulary, settings).mount(api)
+    ChatRoute(scribe).mount(api)
+    RerankRoutes(ranker).mount(api)
+    TeiRoutes(peers.embedder, ranker, settings).mount(api)
+    CompletionRoute(scribe, vocabulary).mount(api)
+    ChunkRoute(peers.chunker, catalogue, settings).mount(api)
+    OperationsRoutes(lifecycle, report).mount(api)
+    ModelRoutes(catalogue, created=lifecycle.started_unix_seconds).mount(api)
+    GpuRoutes(peers.gpu, settings).mount(api)
+    PageRoutes().mount(app)
+
+
+_CHOOSE_ANOTHER = {
+    "embedding": "Start the embedding worker with EMBEDDING_MODEL set to a path or a hub name.",
+    "reranking": "Start the reranking worker with RERANKING_MODEL set to a path or a hub name.",
+    "chunking": "Name the chunker in the request, or set gateway.chunking.default_chunker.",
+    "gpu": "Run the gpu-services worker on a machine with an NVIDIA driver.",
+    "llm": "Start the LLM worker with LLM_MODEL set to a path or a hub name.",
+}
+
+
+def _targets(settings: GatewaySettings) -> dict[str, str]:
+    services = settings.services
+    return {
+        "embedding": services.embedding.url,
+        "reranking": services.reranking.url,
+        "chunking": services.chunking_url,
+        "gpu": services.gpu.url,
+        "llm": services.llm.url,
+    }
+
+
+def _vocabulary_folder(settings: GatewaySettings) -> Path | None:
+    """The configured folder, or the one where tiktoken itself keeps its files."""
+    cached = os.environ.get("TIKTOKEN_CACHE_DIR", "").strip()
+    return settings.vocabulary.directory or (Path(cached) if cached else None)
+
+
+async def _pass_on(request: Request, error: Exception) -> Response:  # noqa: ARG001 - an exception handler's signature
+    """Leave the framework's own refusals, such as 404, to the layer that knows the path's dialect."""
+    raise error
+
+
+def _lifespan(peers: Peers, lifecycle: Lifecycle) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Hops live as long as the app, on its event loop. Workers that are down do not stop the start."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 - Starlette's signature
+        peers.start()
+        lifecycle.ready = True
+        try:
+            yield
+        finally:
+            lifecycle.ready = False
+            await peers.close()
+
+    return lifespan

@@ -1,0 +1,48 @@
+"""Whose HTTP dialect a path speaks. It decides the shape of the answer and, above all, of the errors."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Dialect(Enum):
+    """The vendors whose clients are served unmodified, and our own."""
+
+    OPENAI = "openai"
+    COHERE = "cohere"
+    JINA = "jina"
+    """Jina's and Cohere v1's ``/v1/rerank``: one path, answers that both clients read."""
+    TEI = "tei"
+    OURS = "ours"
+
+
+_BY_PATH = {
+    "/v1/rerank": Dialect.JINA,
+    "/v2/rerank": Dialect.COHERE,
+    "/embed": Dialect.TEI,
+    "/rerank": Dialect.TEI,
+    "/info": Dialect.TEI,
+    "/health": Dialect.TEI,
+    "/v1/chunk": Dialect.OURS,
+    "/v1/gpu": Dialect.OURS,
+    "/v1/gpu/stream": Dialect.OURS,
+}
+
+
+def dialect_of(path: str) -> Dialect:
+    """The dialect of a request path, known or not: an unknown ``/v1/…`` was most likely meant for OpenAI.
+
+    >>> dialect_of("/v1/images/generations")
+    <Dialect.OPENAI: 'openai'>
+    """
+    known = _BY_PATH.get(path)
+    if known is not None:
+        return known
+    if path.startswith("/v1/"):
+        return Dialect.OPENAI
+    return Dialect.COHERE if path.startswith("/v2/") else Dialect.OURS
+
+
+def generates(path: str) -> bool:
+    """Whether a repeated request to this path would write a new text: such answers are not retried blindly."""
+    return path in {"/v1/chat/completions", "/v1/completions"}

@@ -1,0 +1,135 @@
+"""One HTTP request and its answer, as the layers and routes of the gateway share it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.types import Scope
+
+from gateway.dialects import Dialect, dialect_of
+from mesh.clock import Clock, monotonic
+from mesh.context import (
+    PRIORITY_KEY,
+    REQUEST_ID_KEY,
+    TRACEPARENT_KEY,
+    CallContext,
+    Priority,
+    acceptable_request_id,
+    new_request_id,
+)
+from mesh.deadline import Deadline
+from mesh.errors import InvalidRequest
+
+TIMEOUT_HEADER = "x-request-timeout-ms"
+_STAINLESS_HEADERS = ("x-stainless-read-timeout", "x-stainless-timeout")
+_SCOPE_KEY = "gateway.exchange"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What is known about a request while it is being answered: identifiers, clock, and what the log line will say."""
+
+    call: CallContext
+    dialect: Dialect
+    path: str
+    headers: dict[str, str]
+    started: float
+    clock: Clock
+    timings_ms: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    outcome: str = "ok"
+
+    @classmethod
+    def open(cls, scope: Scope, clock: Clock = monotonic) -> Exchange:
+        """The exchange of a fresh ASGI request; it can be found again with `Exchange.of`."""
+        # On a repeated header the first one counts, as in Starlette's own look-up.
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+        exchange = cls(
+            call=_call_of(headers),
+            dialect=dialect_of(scope["path"]),
+            path=scope["path"],
+            headers=headers,
+            started=clock(),
+            clock=clock,
+        )
+        scope[_SCOPE_KEY] = exchange
+        return exchange
+
+    @classmethod
+    def of(cls, request: Request) -> Exchange:
+        """The exchange that this request belongs to."""
+        exchange = request.scope[_SCOPE_KEY]
+        assert isinstance(exchange, cls)  # noqa: S101 - a layer that replaced it is a bug
+        return exchange
+
+    def deadline(self, seconds: float, *, streamed: bool = False) -> Deadline:
+        """When the answer must be there: ``seconds`` after the request came, or earlier where the client says so.
+
+        A client says so by ``x-request-timeout-ms``. The SDKs send the longest pause that they put up with between two
+        reads; it bounds an answer that comes in one piece, and says nothing about one that is ``streamed``.
+
+        Raises:
+            InvalidRequest: the header is not a positive number.
+        """
+        asked = self.headers.get(TIMEOUT_HEADER)
+        if asked is not None:
+            seconds = min(seconds, _positive(asked, TIMEOUT_HEADER) / 1000)
+        if not streamed:
+            for name in _STAINLESS_HEADERS:
+                seconds = min(seconds, _seconds_or(self.headers.get(name), seconds))
+        return Deadline(at=self.started + seconds, clock=self.clock)
+
+    def elapsed_ms(self) -> float:
+        """Milliseconds since the request came."""
+        return (self.clock() - self.started) * 1000
+
+    def timed(self, **milliseconds: float) -> None:
+        """Remember where the time went: it is told in ``Server-Timing`` and in the log."""
+        self.timings_ms.update(milliseconds)
+
+    def note(self, **values: Any) -> None:
+        """Remember something for the log line: counts and model names, never content."""
+        self.notes.update(values)
+
+    def server_timing(self) -> str:
+        """The ``Server-Timing`` header: total first, then the worker's parts."""
+        parts = [f"total;dur={self.elapsed_ms():.2f}"]
+        parts.extend(f"{name};dur={value:.2f}" for name, value in self.timings_ms.items())
+        return ", ".join(parts)
+
+
+def _call_of(headers: dict[str, str]) -> CallContext:
+    wanted = headers.get(PRIORITY_KEY, "").lower()
+    return CallContext(
+        request_id=acceptable_request_id(headers.get(REQUEST_ID_KEY)) or new_request_id(),
+        priority=Priority.BULK if wanted == Priority.BULK.value else Priority.INTERACTIVE,
+        traceparent=headers.get(TRACEPARENT_KEY, "")[:128],
+    )
+
+
+def _positive(text: str, header: str) -> float:
+    number = _number(text)
+    if number is None or not 0 < number < float("inf"):
+        raise InvalidRequest(f"The header {header} must be a positive number.", param=header)
+    return number
+
+
+def _seconds_or(text: str | None, fallback: float) -> float:
+    """What an SDK sent by itself; nonsense in it is not the caller's fault, so it falls back."""
+    number = _number(text) if text is not None else None
+    return number if number is not None and 0 < number < float("inf") else fallback
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def unix_seconds() -> int:
+    """Now, as the dialects write it."""
+    return int(time.time())

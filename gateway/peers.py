@@ -1,0 +1,134 @@
+"""What the gateway asks of the workers, as Protocols: a cache, a fallback or a fake fits as well."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mesh.clients.chunking import ChunkEvent, ChunkingInfo, ChunkOptions
+from mesh.clients.embedding import EmbeddingInfo, Embeddings, EmbedInputs, EmbedOptions
+from mesh.clients.gpu import GpuInfo, GpuStatus
+from mesh.clients.llm import Completion, GenerateEvent, Generation, LLMInfo
+from mesh.clients.reranking import RerankingInfo, RerankOptions, Scores
+from mesh.deadline import Deadline
+from mesh.hop import HopStatus
+
+
+class HasStatus(Protocol):
+    """Something that tells how its way to the worker is: `mesh.hop.Hop`."""
+
+    def status(self) -> HopStatus:
+        """The hop now."""
+
+
+class Peer(Protocol):
+    """What all peers have in common. Their methods raise MeshError and nothing else."""
+
+    @property
+    def hop(self) -> HasStatus:
+        """The way to the worker."""
+
+    def start(self) -> None:
+        """Connect and probe."""
+
+    async def close(self) -> None:
+        """End the probe and every call."""
+
+
+class Embedder(Peer, Protocol):
+    """Turns texts into vectors."""
+
+    async def embed(
+        self, inputs: EmbedInputs, options: EmbedOptions | None = None, *, deadline: Deadline | None = None
+    ) -> Embeddings:
+        """The vectors of ``inputs``."""
+
+    async def info(self, *, deadline: Deadline | None = None) -> EmbeddingInfo:
+        """What is served."""
+
+
+class Reranker(Peer, Protocol):
+    """Scores documents against a query."""
+
+    async def score(
+        self,
+        query: str,
+        documents: Sequence[str],
+        options: RerankOptions | None = None,
+        *,
+        deadline: Deadline | None = None,
+    ) -> Scores:
+        """One score per document, in their order."""
+
+    async def info(self, *, deadline: Deadline | None = None) -> RerankingInfo:
+        """What is served."""
+
+
+class Chunker(Peer, Protocol):
+    """Cuts documents."""
+
+    def chunk(
+        self,
+        document: bytes | AsyncIterable[bytes],
+        options: ChunkOptions | None = None,
+        *,
+        deadline: Deadline | None = None,
+    ) -> AsyncIterator[ChunkEvent]:
+        """Chunks in reading order, and a finish."""
+
+    async def info(self, *, deadline: Deadline | None = None) -> ChunkingInfo:
+        """What is offered."""
+
+
+class GpuReader(Peer, Protocol):
+    """Tells the state of the GPUs."""
+
+    async def get_gpu_status(self, *, deadline: Deadline | None = None) -> GpuStatus:
+        """The state now."""
+
+    def watch_gpu_status(
+        self, *, interval_seconds: float = 1.0, deadline: Deadline | None = None
+    ) -> AsyncIterator[GpuStatus]:
+        """The state again and again."""
+
+    async def info(self, *, deadline: Deadline | None = None) -> GpuInfo:
+        """What reads the GPUs."""
+
+
+class Writer(Peer, Protocol):
+    """Writes text."""
+
+    def generate(self, request: Generation, *, deadline: Deadline | None = None) -> AsyncIterator[GenerateEvent]:
+        """A header, pieces, and a finish."""
+
+    async def complete(self, request: Generation, *, deadline: Deadline | None = None) -> Completion:
+        """The whole text."""
+
+    async def info(self, *, deadline: Deadline | None = None) -> LLMInfo:
+        """What is served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """One peer per capability."""
+
+    embedder: Embedder
+    reranker: Reranker
+    chunker: Chunker
+    gpu: GpuReader
+    writer: Writer
+
+    def all(self) -> tuple[Peer, ...]:
+        """Each of them."""
+        return (self.embedder, self.reranker, self.chunker, self.gpu, self.writer)
+
+    def start(self) -> None:
+        """Connect to all of them. One that is down does not matter: the hops come back by themselves."""
+        for peer in self.all():
+            peer.start()
+
+    async def close(self) -> None:
+        """Leave all of them."""
+        for peer in self.all():
+            await peer.close()

@@ -1,0 +1,198 @@
+"""Every failure in every dialect: the only file that knows both the error tree and the vendors' error shapes.
+
+=========  ======================================================================================================
+OpenAI     ``{"error": {"message", "type", "param", "code"}}``; a body that does not validate is 400, as theirs is
+Cohere     ``{"message", "id"}``
+Jina       ``{"detail", "message", "id"}``: Jina's client reads the first, Cohere's v1 client the second
+TEI        ``{"error", "error_type"}`` with TEI's own statuses: 422 for what is invalid, 424 for a failed backend
+ours       RFC 9457 ``application/problem+json`` with ``code``, ``hop``, ``retry_after``, ``trace_id``, ``request_id``
+=========  ======================================================================================================
+
+All of them carry ``retry-after``, ``retry-after-ms`` and ``x-should-retry``, which the SDKs obey.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from pydantic_core import to_json
+
+from gateway.dialects import Dialect, generates
+from mesh.context import CallContext
+from mesh.errors import (
+    GpuOutOfMemory,
+    Internal,
+    InvalidBody,
+    InvalidRequest,
+    MeshError,
+    ModelUnusable,
+    Overloaded,
+    RetryAdvice,
+    Unavailable,
+)
+
+# Reasons that HTTP has a status of its own for.
+_STATUS_OF_REASON = {"METHOD_NOT_ALLOWED": 405, "LENGTH_REQUIRED": 411, "UNSUPPORTED_MEDIA_TYPE": 415}
+_DEFAULT_RETRY_SECONDS = 1.0
+_EMPTY_REASONS = frozenset({"EMPTY_INPUT", "EMPTY"})
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A failure as it goes to the client."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    document: dict[str, Any]
+
+    @property
+    def body(self) -> bytes:
+        """The document as JSON."""
+        return to_json(self.document)
+
+
+def as_mesh_error(error: BaseException) -> MeshError:
+    """The error itself where it is ours, else Internal without a word of its text: that may hold secrets."""
+    if isinstance(error, MeshError):
+        return error
+    return Internal("The gateway failed on this request. Report the request id to whoever runs it.")
+
+
+def problem(error: MeshError, *, dialect: Dialect, call: CallContext, path: str) -> Problem:
+    """Render ``error`` for a client of ``dialect`` that asked for ``path``."""
+    status = _status(error, dialect)
+    media_type = "application/problem+json" if dialect is Dialect.OURS else "application/json"
+    headers = (("content-type", media_type), *_retry_headers(error, path))
+    return Problem(status=status, headers=headers, document=document(error, dialect=dialect, call=call, path=path))
+
+
+def document(error: MeshError, *, dialect: Dialect, call: CallContext, path: str) -> dict[str, Any]:
+    """Only the JSON of `problem`: what a broken stream carries in place of its end."""
+    return _SHAPES[dialect](error, call, path)
+
+
+def _status(error: MeshError, dialect: Dialect) -> int:
+    by_reason = _STATUS_OF_REASON.get(error.reason)
+    if by_reason is not None:
+        return by_reason
+    if dialect is Dialect.TEI:
+        return _tei_status(error)
+    if dialect is Dialect.OPENAI and isinstance(error, InvalidBody):
+        return int(HTTPStatus.BAD_REQUEST)
+    return error.http_status
+
+
+def _tei_status(error: MeshError) -> int:
+    if isinstance(error, InvalidRequest):
+        return int(HTTPStatus.BAD_REQUEST if error.reason in _EMPTY_REASONS else HTTPStatus.UNPROCESSABLE_ENTITY)
+    if isinstance(error, (Internal, GpuOutOfMemory)):
+        return int(HTTPStatus.FAILED_DEPENDENCY)
+    return error.http_status
+
+
+def retry_after_seconds(error: MeshError) -> float | None:
+    """Seconds after which trying again is worth it; a default where the peer is busy or away and did not say."""
+    if error.retry_after is not None:
+        return error.retry_after
+    waiting_helps = isinstance(error, (Unavailable, Overloaded)) and not isinstance(
+        error, (ModelUnusable, GpuOutOfMemory)
+    )
+    return _DEFAULT_RETRY_SECONDS if waiting_helps else None
+
+
+def _retry_headers(error: MeshError, path: str) -> tuple[tuple[str, str], ...]:
+    again = "true" if _should_retry(error, path) else "false"
+    seconds = retry_after_seconds(error)
+    if seconds is None:
+        return (("x-should-retry", again),)
+    return (
+        # Whole seconds, never 0: a client that waits "0" comes back at once.
+        ("retry-after", str(max(1, math.ceil(seconds)))),
+        ("retry-after-ms", str(max(1, math.ceil(seconds * 1000)))),
+        ("x-should-retry", again),
+    )
+
+
+def _should_retry(error: MeshError, path: str) -> bool:
+    if error.retry is RetryAdvice.AFTER_DELAY:
+        return True
+    if error.retry is RetryAdvice.NEVER:
+        return False
+    # A text is only written a second time where the worker itself said when to come back.
+    return error.retry_after is not None or not generates(path)
+
+
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 504: "timeout_error"}
+
+
+def _openai(error: MeshError, call: CallContext, path: str) -> dict[str, Any]:  # noqa: ARG001 - one signature for all
+    status = _status(error, Dialect.OPENAI)
+    kind = _OPENAI_TYPES.get(status) or ("server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.reason.lower()}}
+
+
+def _cohere(error: MeshError, call: CallContext, path: str) -> dict[str, Any]:  # noqa: ARG001 - one signature for all
+    return {"message": error.message, "id": call.request_id}
+
+
+def _jina(error: MeshError, call: CallContext, path: str) -> dict[str, Any]:  # noqa: ARG001 - one signature for all
+    return {"detail": error.message, "message": error.message, "id": call.request_id}
+
+
+def _tei(error: MeshError, call: CallContext, path: str) -> dict[str, Any]:  # noqa: ARG001 - one signature for all
+    return {"error": error.message, "error_type": _tei_type(error)}
+
+
+def _tei_type(error: MeshError) -> str:
+    if error.reason in _EMPTY_REASONS:
+        return "Empty"
+    if isinstance(error, GpuOutOfMemory):
+        return "Backend"
+    if isinstance(error, Overloaded):
+        return "Overloaded"
+    if isinstance(error, Unavailable):
+        return "Unhealthy"
+    return "Validation" if error.http_status < 499 else "Backend"
+
+
+def trace_id(call: CallContext) -> str:
+    """The trace that a request belongs to: its ``traceparent``'s, or its own id where nobody traces."""
+    parts = call.traceparent.split("-")
+    return parts[1] if len(parts) == 4 and len(parts[1]) == 32 else call.request_id
+
+
+def _ours(error: MeshError, call: CallContext, path: str) -> dict[str, Any]:
+    status = _status(error, Dialect.OURS)
+    optional = {"param": error.param, "hop": error.hop, "retry_after": retry_after_seconds(error)}
+    return {
+        "type": f"urn:torch-isolation-mesh:error:{error.code}",
+        "title": _title(status),
+        "status": status,
+        "detail": error.message,
+        "instance": path,
+        "code": error.code,
+        "reason": error.reason,
+        **{key: value for key, value in optional.items() if value is not None},
+        "trace_id": trace_id(call),
+        "request_id": call.request_id,
+    }
+
+
+def _title(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Client Closed Request" if status == 499 else "Error"
+
+
+_SHAPES: Mapping[Dialect, Callable[[MeshError, CallContext, str], dict[str, Any]]] = {
+    Dialect.OPENAI: _openai,
+    Dialect.COHERE: _cohere,
+    Dialect.JINA: _jina,
+    Dialect.TEI: _tei,
+    Dialect.OURS: _ours,
+}

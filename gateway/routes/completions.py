@@ -1,0 +1,129 @@
+"""OpenAI's older ``POST /v1/completions``: a prompt is continued as it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.api import Api, Operation
+from gateway.bodies import Texts, TokenIds, TokenLists, read_json, require_not_empty
+from gateway.exchange import Exchange
+from gateway.generation import GenerationBody, Harmless, refuse_unsupported, sampling_of
+from gateway.vocabulary import OpenAIVocabulary
+from gateway.writing import Scribe
+from mesh.clients.llm import Completion, Generation
+from mesh.errors import InvalidRequest
+
+# OpenAI's own default. Chat has none.
+_DEFAULT_MAX_TOKENS = 16
+
+
+class CompletionRequest(GenerationBody):
+    """OpenAI's request. Unknown fields are ignored; known ones that are not supported are refused by name."""
+
+    prompt: Annotated[
+        str | Texts | TokenIds | TokenLists,
+        Field(description="a text, a list of one text, or token ids of OpenAI's vocabulary"),
+    ]
+    best_of: Any = None
+    echo: Any = None
+    suffix: Any = None
+
+
+HARMLESS: Harmless = {"logprobs": (None,), "best_of": (None, 1), "echo": (None, False), "suffix": (None, "")}
+
+OPERATION = Operation(
+    method="POST",
+    path="/v1/completions",
+    tag="OpenAI",
+    summary="Continue a prompt",
+    description="As OpenAI's older endpoint: no chat template is applied, and `max_tokens` is 16 unless it is given.",
+    body=CompletionRequest,
+    examples={"A prompt": {"prompt": "A circuit breaker", "max_tokens": 32, "temperature": 0}},
+    answer={
+        "id": "cmpl-6f1c0d1e9f6b4d6c8f5a0b3c2d1e0f9a",
+        "object": "text_completion",
+        "created": 1763600000,
+        "model": "mesh-demo",
+        "choices": [
+            {"index": 0, "text": " stops calls to a peer that fails.", "logprobs": None, "finish_reason": "stop"}
+        ],
+        "usage": {"prompt_tokens": 4, "completion_tokens": 9, "total_tokens": 13},
+    },
+)
+
+
+class CompletionShape:
+    """How completions look."""
+
+    id_prefix = "cmpl-"
+    object_name = "text_completion"
+    chunk_name = "text_completion"
+
+    def choice(self, completion: Completion) -> dict[str, Any]:
+        """The whole text."""
+        return _choice(completion.text, completion.reason.value)
+
+    def first(self) -> dict[str, Any] | None:
+        """Nothing: nobody needs to be told who speaks."""
+        return None
+
+    def piece(self, text: str) -> dict[str, Any]:
+        """Some words."""
+        return _choice(text, None)
+
+    def last(self, reason: str) -> dict[str, Any]:
+        """Why it ended."""
+        return _choice("", reason)
+
+
+def _choice(text: str, reason: str | None) -> dict[str, Any]:
+    return {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRoute:
+    """Continues prompts."""
+
+    scribe: Scribe
+    vocabulary: OpenAIVocabulary
+
+    def mount(self, api: Api) -> None:
+        """Serve it."""
+        api.mount(OPERATION, self.create)
+
+    async def create(self, request: Request) -> Response:
+        """The prompt's continuation."""
+        body = await read_json(request, CompletionRequest)
+        refuse_unsupported(body, HARMLESS)
+        generation = Generation(
+            model=self.scribe.catalogue.resolve(body.model),
+            prompt=await self._prompt(body),
+            sampling=sampling_of(body, body.max_tokens or _DEFAULT_MAX_TOKENS),
+        )
+        return await self.scribe.answer(
+            Exchange.of(request), generation, CompletionShape(), stream=bool(body.stream), usage=body.wants_usage
+        )
+
+    async def _prompt(self, body: CompletionRequest) -> str:
+        given = body.prompt
+        require_not_empty(given, "prompt")
+        if isinstance(given, str):
+            return given
+        first = given[0]
+        if isinstance(first, int):
+            ids: Any = given
+            return (await self.vocabulary.decode([ids], param="prompt"))[0]
+        if len(given) > 1:
+            raise InvalidRequest(
+                "Several prompts in one request are not supported here; send them one by one.",
+                param="prompt",
+                reason="UNSUPPORTED_PARAMETER",
+            )
+        if isinstance(first, str):
+            return first
+        return (await self.vocabulary.decode([first], param="prompt"))[0]

@@ -1,0 +1,325 @@
+"""What the gateway can be told: ``config/gateway.yaml``, and the environment above it.
+
+Precedence, strongest first: arguments of `GatewaySettings.load`, the ``*_SERVICE_URL`` variables, ``GATEWAY_*``
+variables (``GATEWAY_LIMITS__MAX_JSON_BYTES`` reaches into a section), the file that ``GATEWAY_CONFIG`` names, defaults.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from mesh.settings import MeshSettings, SettingsError, nearest
+
+DEFAULT_CONFIG = Path("config/gateway.yaml")
+_MEBI = 1024 * 1024
+
+SERVICE_URL_VARIABLES = {
+    "GPU_SERVICE_URL": "gpu",
+    "EMBEDDING_SERVICE_URL": "embedding",
+    "RERANKING_SERVICE_URL": "reranking",
+    "LLM_SERVICE_URL": "llm",
+}
+"""The variables of the migration guide, and the service each one points."""
+
+
+def _target(text: str) -> str:
+    """Endpoints as gRPC takes them, blanks removed; refuses what is meant for an HTTP client."""
+    endpoints = [part.strip() for part in text.split(",")]
+    for endpoint in endpoints:
+        if endpoint.startswith(("http://", "https://", "grpc://")):
+            raise ValueError(f"{endpoint} is not a gRPC target; write host:port, without the scheme")
+        name, separator, port = endpoint.removeprefix("dns:///").rpartition(":")
+        if not endpoint.startswith("unix:") and not (separator and name and port.isdigit()):
+            raise ValueError(
+                f"{endpoint!r} is not host:port, dns:///name:port or unix:path; separate several by commas"
+            )
+    return ",".join(endpoints)
+
+
+Target = Annotated[str, AfterValidator(_target)]
+
+
+class _Section(BaseModel):
+    """A nested part of the file: frozen, and strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServiceSettings(_Section):
+    """Where one service is reached."""
+
+    url: Target = Field(description="host:port, several separated by commas, or dns:///name:port.")
+
+
+class ServicesSettings(_Section):
+    """Where the workers are reached."""
+
+    gpu: ServiceSettings = Field(ServiceSettings(url="127.0.0.1:50053"), description="GPU status (GPU_SERVICE_URL).")
+    embedding: ServiceSettings = Field(
+        ServiceSettings(url="127.0.0.1:50051"), description="Embeddings (EMBEDDING_SERVICE_URL)."
+    )
+    reranking: ServiceSettings = Field(
+        ServiceSettings(url="127.0.0.1:50052"), description="Reranking (RERANKING_SERVICE_URL)."
+    )
+    llm: ServiceSettings = Field(ServiceSettings(url="127.0.0.1:50054"), description="Chat (LLM_SERVICE_URL).")
+    chunking: ServiceSettings | None = Field(
+        None, description="Chunking; unset means the gpu service's workers, which chunk too."
+    )
+
+    @property
+    def chunking_url(self) -> str:
+        """Where documents are chunked."""
+        return self.chunking.url if self.chunking else self.gpu.url
+
+
+class ChunkerSettings(_Section):
+    """One chunker."""
+
+    enabled: bool = Field(True, description="Whether /v1/chunk takes documents for it.")
+
+
+class ChunkersSettings(_Section):
+    """The chunkers that exist."""
+
+    docling: ChunkerSettings = Field(ChunkerSettings(), description="Docling's chunkers, in the gpu-services worker.")
+
+
+class ChunkingSettings(_Section):
+    """How documents are cut."""
+
+    default_chunker: Literal["docling", "docling-hybrid", "docling-hierarchical"] = Field(
+        "docling", description="Used when a request names none; docling means docling-hybrid."
+    )
+    chunkers: ChunkersSettings = Field(ChunkersSettings(), description="Which chunkers are offered.")
+
+
+class ModelsSettings(_Section):
+    """Names of models."""
+
+    aliases: dict[str, str] = Field(
+        default_factory=dict, description="Further names for served models, for example text-embedding-3-small."
+    )
+
+
+class LimitsSettings(_Section):
+    """What one request may ask. The workers have limits of their own, which hold as well."""
+
+    max_json_bytes: int = Field(16 * _MEBI, ge=1024, le=1024 * _MEBI, description="Largest JSON body, in bytes.")
+    max_upload_bytes: int = Field(256 * _MEBI, ge=1024, le=16384 * _MEBI, description="Largest upload, in bytes.")
+    max_inputs: int = Field(2048, ge=1, le=65536, description="Most texts in one embedding request.")
+    max_documents: int = Field(10_000, ge=1, le=100_000, description="Most documents in one reranking request.")
+    max_messages: int = Field(4096, ge=1, le=65536, description="Most messages in one chat request.")
+
+
+class TimeoutsSettings(_Section):
+    """How long a request may take where its client does not ask for less."""
+
+    embedding_seconds: float = Field(60.0, gt=0, le=3600, description="For embeddings.")
+    reranking_seconds: float = Field(60.0, gt=0, le=3600, description="For reranking.")
+    chunking_seconds: float = Field(900.0, gt=0, le=86400, description="For one document, upload included.")
+    llm_seconds: float = Field(600.0, gt=0, le=86400, description="For one answer of a language model.")
+    gpu_seconds: float = Field(5.0, gt=0, le=60, description="For the GPUs' status.")
+    info_seconds: float = Field(1.5, gt=0, le=60, description="For asking a worker what it serves.")
+
+
+class StreamsSettings(_Section):
+    """How streamed answers are kept alive."""
+
+    keep_alive_seconds: float = Field(15.0, gt=0, le=300, description="Longest silence before a comment is sent.")
+    stalled_client_seconds: float = Field(
+        60.0, gt=0, le=3600, description="A client that reads nothing for this long is given up."
+    )
+
+
+class VocabularySettings(_Section):
+    """How token ids of OpenAI's vocabulary become text."""
+
+    name: Literal["cl100k_base", "o200k_base"] = Field("cl100k_base", description="Vocabulary of incoming token ids.")
+    directory: Path | None = Field(
+        None, description="Folder with tiktoken's file, under its own or its cached name; else TIKTOKEN_CACHE_DIR."
+    )
+
+
+class GatewaySettings(MeshSettings):
+    """All settings of the gateway."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="GATEWAY_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        env_ignore_empty=True,
+        nested_model_default_partial_update=True,
+    )
+
+    config: Path | None = Field(None, description="The file to read; by default config/gateway.yaml where it exists.")
+    host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback needs a network you trust.")
+    port: int = Field(8000, ge=0, le=65535, description="HTTP port; 0 lets the system choose one.")
+    log_format: Literal["text", "json"] = Field("text", description="Log lines for people (text) or machines (json).")
+    drain_notice_seconds: float = Field(
+        0.0, ge=0, le=60, description="Time between an unready /health/ready and closing the port, for load balancers."
+    )
+    drain_grace_seconds: float = Field(
+        10.0, ge=0, le=3600, description="Time that admitted requests get to finish after SIGTERM."
+    )
+    services: ServicesSettings = Field(ServicesSettings(), description="Where the workers are.")
+    chunking: ChunkingSettings = Field(ChunkingSettings(), description="How documents are cut.")
+    models: ModelsSettings = Field(ModelsSettings(), description="Names of models.")
+    limits: LimitsSettings = Field(LimitsSettings(), description="What one request may ask.")
+    timeouts: TimeoutsSettings = Field(TimeoutsSettings(), description="How long a request may take.")
+    streams: StreamsSettings = Field(StreamsSettings(), description="How streamed answers are kept alive.")
+    vocabulary: VocabularySettings = Field(VocabularySettings(), description="How OpenAI's token ids are read.")
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Self:
+        """Read file and environment, ``overrides`` above both.
+
+        Raises:
+            SettingsError: a name is unknown, a value is out of bounds or the file cannot be read; for the operator.
+        """
+        _refuse_misspelt_variables(cls, os.environ if environ is None else environ)
+        try:
+            return cls(**overrides)
+        except ValidationError as error:
+            raise SettingsError(_explain(cls, error)) from error
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The sources, strongest first."""
+        return init_settings, _ServiceUrls(settings_cls), env_settings, _ConfigFile(settings_cls)
+
+
+class _WholeSource(PydanticBaseSettingsSource):
+    """A source that answers for all fields at once."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 - unused hook
+        """Unused: ``__call__`` answers."""
+        return None, field_name, False
+
+
+class _ServiceUrls(_WholeSource):
+    """The four variables of the migration guide."""
+
+    def __call__(self) -> dict[str, Any]:
+        found = {
+            service: {"url": url}
+            for variable, service in SERVICE_URL_VARIABLES.items()
+            if (url := os.environ.get(variable, "").strip())
+        }
+        return {"services": found} if found else {}
+
+
+class _ConfigFile(_WholeSource):
+    """The YAML file, without its outermost key ``gateway``."""
+
+    def __call__(self) -> dict[str, Any]:
+        named = os.environ.get("GATEWAY_CONFIG", "").strip()
+        path = Path(named) if named else DEFAULT_CONFIG
+        if not named and not path.exists():
+            return {}
+        return read_config(path)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The mapping under ``gateway:`` in a YAML file.
+
+    Raises:
+        SettingsError: the file is missing, is not YAML, or holds other keys.
+    """
+    import yaml  # 15 ms that a start without a file need not spend
+
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"The configuration {path} cannot be read: {type(error).__name__}. Check GATEWAY_CONFIG."
+        ) from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"The configuration {path} is not YAML: {error}") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict) or set(document) - {"gateway"}:
+        strange = sorted(str(key) for key in document if key != "gateway") if isinstance(document, dict) else []
+        raise SettingsError(f"{path} must hold one key, gateway; it holds {', '.join(strange) or 'no mapping'}.")
+    inner = document["gateway"]
+    if inner is not None and not isinstance(inner, dict):
+        raise SettingsError(f"{path}: gateway must be a mapping of settings.")
+    return inner or {}
+
+
+def _paths(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, bool]]:
+    """Every settable variable below ``prefix``, and whether anything may follow it."""
+    for name, field in model.model_fields.items():
+        section = _section_of(field)
+        path = f"{prefix}{name}".upper()
+        yield path, section is None and "dict" in str(field.annotation)
+        if section is not None:
+            yield from _paths(section, f"{path}__")
+
+
+def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+    candidates = (field.annotation, *getattr(field.annotation, "__args__", ()))
+    return next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def _refuse_misspelt_variables(model: type[GatewaySettings], environ: Mapping[str, str]) -> None:
+    paths = dict(_paths(model, "GATEWAY_"))
+    for name in sorted(environ):
+        upper = name.upper()
+        if upper.startswith("GATEWAY_") and upper not in paths and not _injected(upper):
+            open_ended = any(upper.startswith(f"{path}__") for path, is_open in paths.items() if is_open)
+            if not open_ended:
+                raise SettingsError(f"Unknown setting {name}.{nearest(upper, set(paths))}")
+        if upper.endswith("_SERVICE_URL") and upper not in SERVICE_URL_VARIABLES:
+            hint = nearest(upper, set(SERVICE_URL_VARIABLES))
+            # Other programs have service URLs too: only what looks like a slip of the pen stops the start.
+            if _close(upper):
+                raise SettingsError(f"Unknown setting {name}.{hint}")
+
+
+def _injected(name: str) -> bool:
+    """Whether Kubernetes made this variable for a service called "gateway"."""
+    return name.startswith(("GATEWAY_SERVICE_", "GATEWAY_PORT_"))
+
+
+def _close(name: str) -> bool:
+    import difflib
+
+    return bool(difflib.get_close_matches(name, SERVICE_URL_VARIABLES, n=1, cutoff=0.88))
+
+
+def _explain(model: type[BaseModel], error: ValidationError) -> str:
+    lines = []
+    for item in error.errors(include_url=False, include_input=False):
+        path = [str(part) for part in item["loc"]]
+        key = ".".join(["gateway", *path])
+        if item["type"] == "extra_forbidden":
+            siblings = set(_model_at(model, path[:-1]).model_fields)
+            lines.append(f"Unknown setting {key}.{nearest(path[-1], siblings)}")
+        else:
+            lines.append(f"{key} (GATEWAY_{'__'.join(path).upper()}): {item['msg']}")
+    return "; ".join(lines)
+
+
+def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
+    for part in path:
+        field = model.model_fields.get(part)
+        section = _section_of(field) if field else None
+        if section is None:
+            break
+        model = section
+    return model
