@@ -1,0 +1,1 @@
+"""Chunking of documents and the state of the GPUs: two capabilities in one process."""

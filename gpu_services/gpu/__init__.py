@@ -1,0 +1,1 @@
+"""The state of the machine's GPUs: `servicer` (wire) → `reader` (off the event loop) → `nvml` (the driver)."""
