@@ -1,0 +1,69 @@
+"""``python -m llm_service``: the LLM worker, configured by ``LLM_…`` variables."""
+
+from __future__ import annotations
+
+import sys
+
+from llm_service.engines import Engine
+from llm_service.servicer import SERVICE, LlmServicer
+from llm_service.settings import LlmSettings
+from llm_service.writer import Limits, Names, Writer
+from mesh.serving import Capability, run
+from mesh.settings import SettingsError
+from mesh.telemetry import configure_logging
+
+EXIT_SETTINGS = 78
+
+
+def make_engine(settings: LlmSettings) -> Engine:
+    """The engine that the settings name."""
+    if settings.engine == "openai":
+        from llm_service.engines.openai import OpenAIEngine
+
+        return OpenAIEngine(settings)
+    from llm_service.engines.transformers import TransformersEngine
+
+    return TransformersEngine(settings)
+
+
+def make_capability(settings: LlmSettings) -> Capability:
+    """The worker's one capability. Called on the event loop or before it; the engine starts with ``start``."""
+    writer = Writer(
+        make_engine(settings),
+        limits=Limits(
+            output_tokens=settings.max_output_tokens,
+            concurrent=settings.max_concurrent_requests,
+            queued=settings.max_queued_requests,
+        ),
+        names=Names(served=settings.served_model_name, aliases=settings.model_aliases),
+    )
+    servicer = LlmServicer(
+        writer,
+        default_deadline_seconds=settings.default_deadline_seconds,
+        max_request_bytes=settings.max_message_bytes,
+    )
+    # No ``progress``: a long prompt on a CPU is silent for longer than any watchdog would wait, and the engine, a
+    # process of its own, is restarted by its supervisor without ending this one.
+    return Capability(
+        service=SERVICE,
+        register=servicer.register,
+        start=writer.start,
+        canary=writer.canary,
+        unhealthy=writer.unhealthy,
+        stop=writer.stop,
+    )
+
+
+def main() -> int:
+    """Run until told to end; returns the exit code."""
+    try:
+        settings = LlmSettings.load()
+    except SettingsError as error:
+        print(f"llm worker: {error}", file=sys.stderr)
+        return EXIT_SETTINGS
+    configure_logging("llm", settings.log_format)
+    return run(settings, [make_capability(settings)])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,142 @@
+"""Any OpenAI-compatible server that somebody else runs: vLLM, SGLang, TGI, Ollama, llama-server, a vendor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import httpx
+
+from llm_service.engines import Served
+from llm_service.engines.completions import http_client, input_of, refusal, stream
+from llm_service.generation import EngineEvent, Generation
+from llm_service.models import DEMO
+from llm_service.settings import LlmSettings
+from mesh.errors import MeshError, ModelUnusable, Unavailable
+from mesh.telemetry import fields, get_logger
+
+log = get_logger(__name__)
+
+CONCURRENCY = 32
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 10.0
+
+
+class OpenAIEngine:
+    """An engine reached by ``LLM_ENGINE_URL``. Nothing is started here, so nothing is restarted."""
+
+    name = "openai"
+    concurrency = CONCURRENCY
+
+    def __init__(
+        self,
+        settings: LlmSettings,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._settings = settings
+        self._base = settings.engine_url.rstrip("/")
+        self._model = "" if settings.model == DEMO else settings.model
+        self._sleep = sleep
+        key = settings.engine_api_key.get_secret_value()
+        self._client = http_client(
+            stall_seconds=settings.stall_seconds,
+            headers={"Authorization": f"Bearer {key}"} if key else None,
+            transport=transport,
+        )
+
+    async def start(self) -> Served:
+        """Wait until the server answers, however long that takes: somebody else starts it.
+
+        Raises:
+            ModelUnusable: it answers, and does not serve the model, or refuses the credentials.
+        """
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                models = await self._models()
+                break
+            except (Unavailable, ModelUnusable) as error:
+                if error.reason == "ENGINE_CREDENTIALS":
+                    raise ModelUnusable(error.message, reason=error.reason) from None
+                log.warning("waiting for the engine", extra=fields(url=self._base, reason=error.message))
+                await self._sleep(pause)
+                pause = min(_LONGEST_PAUSE_SECONDS, pause * 2)
+        names = [str(model["id"]) for model in models if "id" in model]
+        self._model = self._choose(names)
+        described = next((model for model in models if model.get("id") == self._model), {})
+        context = described.get("max_model_len") or described.get("context_length") or 0
+        return Served(name=self._model, source="remote", context_tokens=context if isinstance(context, int) else 0)
+
+    def _choose(self, names: list[str]) -> str:
+        if self._model and (not names or self._model in names):
+            return self._model
+        if not self._model and len(names) == 1:
+            return names[0]
+        raise ModelUnusable(
+            f"Set LLM_MODEL to one of the models that the engine serves: {', '.join(names[:20]) or 'it names none'}.",
+            reason="MODEL_NOT_FOUND",
+        )
+
+    async def prepare(self, request: Generation) -> Generation:
+        """The request with its ``max_tokens`` bounded; whether it fits the context is the engine's to say."""
+        wanted = request.sampling.max_tokens
+        return replace(
+            request, sampling=replace(request.sampling, max_tokens=wanted or self._settings.max_output_tokens)
+        )
+
+    async def generate(self, request: Generation) -> AsyncGenerator[EngineEvent, None]:
+        """Write by the engine. Raises MeshError."""
+        route, body = input_of(request)
+        sampling = request.sampling
+        options = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "stop": list(sampling.stop) or None,
+            "seed": sampling.seed,
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+        }
+        body |= {name: value for name, value in options.items() if value is not None}
+        body |= {"model": self._model, "stream_options": {"include_usage": True}}
+        async with aclosing(stream(self._client, self._base + route, body)) as written:
+            async for event in written:
+                yield event
+
+    async def prove(self) -> None:
+        """Ask for the list of models: a generation every few seconds would cost somebody money. Raises MeshError."""
+        await self._models()
+
+    def unhealthy(self) -> MeshError | None:
+        """Always None: what a request or the canary finds is all that can be known."""
+        return None
+
+    def version(self) -> str:
+        """Not known."""
+        return ""
+
+    async def stop(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _models(self) -> list[dict[str, Any]]:
+        """The engine's list; empty where it keeps none."""
+        try:
+            response = await self._client.get(self._base + "/models", timeout=10.0)
+        except httpx.HTTPError:
+            raise Unavailable("The engine does not answer.", reason="ENGINE_UNREACHABLE", retry_after=2.0) from None
+        if response.status_code == httpx.codes.NOT_FOUND:
+            return []
+        if response.status_code != httpx.codes.OK:
+            failure = refusal(response.status_code, response.content[:20_000], response.headers)
+            raise failure if isinstance(failure, Unavailable) else Unavailable(failure.message, reason=failure.reason)
+        try:
+            listed = response.json().get("data", [])
+            return [model for model in listed if isinstance(model, dict)]
+        except (ValueError, AttributeError, TypeError):
+            raise Unavailable("The engine's list of models cannot be read.", reason="ENGINE_UNAVAILABLE") from None

@@ -1,0 +1,260 @@
+"""``transformers serve`` as a child process: any Hugging Face model that generates text, on whatever device is there.
+
+What that server does otherwise than its OpenAI shape says, and what is done about it here (measured with 5.23):
+
+- temperature and top_p do nothing while the model's own configuration says ``do_sample: false``. The generation
+  configuration that it takes as an extra field does; it is sent whenever one of the two is asked for.
+- a stop string is written out before it stops. `StopCutter` ends the text before it.
+- frequency_penalty is taken for another quantity, negative values fail, and presence_penalty is ignored: both refused.
+- a prompt longer than the context is computed all the same, until memory ends. `PromptMeter` refuses it first.
+- requests run one after another, and the seed is one global: concurrency is 1 and the queue is ours. Its continuous
+  batching would take the first request's sampling for all that follow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import socket
+import sys
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, suppress
+from typing import Any
+
+import httpx
+
+from llm_service.checkpoint import Checkpoint, card_sentence, inspect
+from llm_service.engines import Served
+from llm_service.engines.completions import http_client, input_of, stream
+from llm_service.generation import Ended, EngineEvent, Generation, Message, Piece, Role, Sampling
+from llm_service.meter import PromptMeter
+from llm_service.models import Located, locate
+from llm_service.process import Command, EngineProcess
+from llm_service.settings import LlmSettings
+from llm_service.stops import StopCutter
+from llm_service.supervision import Supervisor
+from mesh.errors import Internal, MeshError, Unavailable, WrongState
+
+POLL_SECONDS = 0.1
+HEALTH_SECONDS = 4.0
+SILENT_POLLS = 2
+_ACCESS_LINE = re.compile(r'^INFO: .* "(GET|POST) /|\[Request received\]|^Loading weights:.*[0-9]%')
+# Ours, and what an engine that reads local files has no use for.
+_WITHHELD = re.compile(r"^(LLM_|GATEWAY_|EMBEDDING_|RERANKING_|GPU_SERVICES_|HF_TOKEN|HUGGING_FACE_HUB_TOKEN)")
+
+
+def _warm_up(*texts: str) -> Generation:
+    roles = (Role.USER, Role.ASSISTANT)
+    messages = tuple(Message(roles[index % 2], text) for index, text in enumerate(texts))
+    return Generation(messages=messages, sampling=Sampling(temperature=0.0, max_tokens=1))
+
+
+class TransformersEngine:
+    """A supervised ``transformers serve`` that holds one model."""
+
+    name = "transformers"
+    concurrency = 1
+
+    def __init__(self, settings: LlmSettings) -> None:
+        self._settings = settings
+        self._python = settings.engine_python or sys.executable
+        self._client = http_client(stall_seconds=settings.stall_seconds)
+        self._base = ""
+        self._version = ""
+        self._pulse: asyncio.Task[None] | None = None
+        self._supervisor = Supervisor(
+            spawn=self._spawn, prove=self._come_up, start_seconds=settings.start_timeout_seconds
+        )
+
+    async def start(self) -> Served:
+        """Find the model, check its files, bring the engine up and warm it. Raises ModelUnusable."""
+        settings = self._settings
+        located: Located = await asyncio.to_thread(
+            locate, settings.model, settings.model_revision, demo_path=settings.demo_path
+        )
+        self._checkpoint: Checkpoint = await asyncio.to_thread(inspect, located.path)
+        context = settings.context_tokens or self._checkpoint.context_tokens
+        self._meter = await asyncio.to_thread(PromptMeter, located.path / "tokenizer.json", context)
+        self._version = await _installed_version(self._python)
+        await self._supervisor.start()
+        self._pulse = asyncio.create_task(self._feel_pulse())
+        return Served(
+            name=located.name,
+            source=located.source,
+            revision=located.revision,
+            context_tokens=context,
+            description=card_sentence(located.path),
+        )
+
+    async def prepare(self, request: Generation) -> Generation:
+        """The request with ``max_tokens`` set to what the context holds.
+
+        Raises:
+            InvalidRequest: reason CONTEXT_OVERFLOW.
+            WrongState: penalties, or a chat for a model without a chat template.
+        """
+        for name in ("presence_penalty", "frequency_penalty"):
+            if getattr(request.sampling, name):
+                raise WrongState(
+                    f"The engine in use cannot apply {name}; leave it out.", reason="UNSUPPORTED_BY_ENGINE", param=name
+                )
+        if request.prompt is None and not self._checkpoint.has_chat_template:
+            raise WrongState(
+                "This model has no chat template, so it answers no chats; send a prompt to continue instead.",
+                reason="NO_CHAT_TEMPLATE",
+                param="messages",
+            )
+        return await self._meter.fit(request, max_output_tokens=self._settings.max_output_tokens)
+
+    async def generate(self, request: Generation) -> AsyncGenerator[EngineEvent, None]:
+        """Write by the engine. Raises MeshError."""
+        route, body = input_of(request)
+        cutter = StopCutter(request.sampling.stop)
+        body |= sampling_fields(request.sampling, self._checkpoint.generation_defaults)
+        body["model"] = str(self._checkpoint.path)
+        try:
+            async with aclosing(stream(self._client, f"{self._base}/v1{route}", body)) as written:
+                async for event in written:
+                    match event:
+                        case Piece(text):
+                            if passed := cutter.feed(text):
+                                yield Piece(passed)
+                        case Ended():
+                            if rest := cutter.rest():
+                                yield Piece(rest)
+                            yield event
+                        case _:
+                            yield event
+        except Unavailable as error:
+            if error.reason == "ENGINE_STUCK":
+                self._supervisor.restart("it fell silent while it was writing")
+            raise
+
+    async def prove(self) -> None:
+        """Write one token. Raises MeshError, and restarts an engine that cannot."""
+        try:
+            async with asyncio.timeout(0.8 * self._settings.watchdog_seconds):
+                await self._write_one(self._warm_up_request())
+        except (TimeoutError, Internal):
+            self._supervisor.restart("it failed its canary")
+            raise Unavailable(
+                "The engine failed its canary and is being restarted.", reason="ENGINE_RESTARTING"
+            ) from None
+
+    def unhealthy(self) -> MeshError | None:
+        """None while the engine is up and proved, otherwise why not."""
+        return self._supervisor.unhealthy()
+
+    def version(self) -> str:
+        """The version of transformers in the engine's environment."""
+        return self._version
+
+    async def stop(self) -> None:
+        """End the engine and whatever it started."""
+        if self._pulse is not None:
+            self._pulse.cancel()
+            await asyncio.gather(self._pulse, return_exceptions=True)
+        await self._supervisor.stop()
+        await self._client.aclose()
+
+    async def _spawn(self) -> EngineProcess:
+        port = _free_port()
+        self._base = f"http://127.0.0.1:{port}"
+        serve = [self._python, "-P", "-m", "transformers.cli.transformers", "serve", str(self._checkpoint.path)]
+        options = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
+        options += ["--device", self._settings.device, "--dtype", self._settings.dtype]
+        return await EngineProcess.spawn(Command([*serve, *options], engine_environment(os.environ), _ACCESS_LINE))
+
+    async def _come_up(self) -> None:
+        """Wait for the engine's door, then let it write: only a real answer proves it."""
+        while not await self._answers():  # noqa: ASYNC110 - another process: there is no event to wait for
+            await asyncio.sleep(POLL_SECONDS)
+        await self._write_one(self._warm_up_request())
+        if self._checkpoint.has_chat_template:
+            samples = []
+            for request in (_warm_up("a"), _warm_up("a", "b", "a")):
+                with suppress(Internal):  # a template may refuse a made-up chat
+                    samples.append((request, await self._write_one(request)))
+            if samples:
+                self._meter.calibrate(samples)
+
+    def _warm_up_request(self) -> Generation:
+        if self._checkpoint.has_chat_template:
+            return _warm_up("a")
+        return Generation(prompt="a", sampling=Sampling(temperature=0.0, max_tokens=1))
+
+    async def _write_one(self, request: Generation) -> int:
+        """Let the engine answer; returns the prompt tokens that it counted."""
+        counted = 0
+        async with aclosing(self.generate(request)) as written:
+            async for event in written:
+                if isinstance(event, Ended) and event.usage is not None:
+                    counted = event.usage.prompt_tokens
+        return counted
+
+    async def _feel_pulse(self) -> None:
+        """Restart an engine whose process hangs: a busy one computes on a thread and still answers its health route."""
+        silent = 0
+        while True:
+            await asyncio.sleep(1.0)
+            if self._supervisor.unhealthy() is not None or await self._answers():
+                silent = 0
+                continue
+            silent += 1
+            if silent >= SILENT_POLLS:
+                self._supervisor.restart("its process hangs")
+
+    async def _answers(self) -> bool:
+        try:
+            return (await self._client.get(f"{self._base}/health", timeout=HEALTH_SECONDS)).is_success
+        except httpx.HTTPError:
+            return False
+
+
+def sampling_fields(sampling: Sampling, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling as ``transformers serve`` understands it; ``defaults`` are the model's own."""
+    body: dict[str, Any] = {"max_tokens": sampling.max_tokens}
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    if sampling.seed is not None:
+        body["seed"] = sampling.seed
+    if sampling.temperature == 0.0:
+        body["generation_config"] = json.dumps({"do_sample": False})
+    elif sampling.temperature is not None or sampling.top_p is not None:
+        chosen = {
+            "do_sample": True,
+            "temperature": sampling.temperature
+            if sampling.temperature is not None
+            else defaults.get("temperature", 1.0),
+            "top_p": sampling.top_p if sampling.top_p is not None else defaults.get("top_p", 1.0),
+            # Where its author says nothing, no top-k: the library's own 50 is no part of what was asked for.
+            "top_k": defaults.get("top_k", 0),
+        }
+        body["generation_config"] = json.dumps(chosen)
+    return body
+
+
+def engine_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the engine inherits: not our settings and secrets. It reads local files, so it never asks the hub."""
+    kept = {name: value for name, value in environ.items() if not _WITHHELD.match(name)}
+    fixed = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**kept, **fixed, "PYTHONUNBUFFERED": "1"}
+
+
+def _free_port() -> int:
+    """A loopback port that is free now. Should another process take it first, the engine ends and is started again."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def _installed_version(python: str) -> str:
+    """The version of transformers beside ``python``; empty when it has none, and then the engine will say so itself."""
+    code = "from importlib.metadata import version; print(version('transformers'))"
+    process = await asyncio.create_subprocess_exec(
+        python, "-I", "-c", code, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    output, _ = await process.communicate()
+    return output.decode("ascii", errors="replace").strip()

@@ -1,0 +1,96 @@
+"""What the LLM worker can be told, by ``LLM_…`` variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from mesh.settings import WorkerSettings
+
+
+class LlmSettings(WorkerSettings):
+    """Settings of the LLM worker."""
+
+    model_config = SettingsConfigDict(env_prefix="LLM_", populate_by_name=True)
+
+    port: int = Field(50054, ge=0, le=65535, description="gRPC port; 0 lets the system choose one.")
+    default_deadline_seconds: float = Field(
+        300.0, gt=0, le=3600, description="Deadline of a call that came without one."
+    )
+
+    model: str = Field(
+        "demo",
+        min_length=1,
+        description="demo, a directory with a Hugging Face model, or a name on the hub such as owner/model. With "
+        "LLM_ENGINE=openai, the name of a model that the engine serves.",
+    )
+    model_revision: str = Field("", description="Commit, branch or tag on the hub; empty means its default branch.")
+    served_model_name: str = Field("", description="The name that callers use; empty means the model's own.")
+    model_aliases: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Further names that callers may use, separated by commas."
+    )
+
+    engine: Literal["transformers", "openai"] = Field(
+        "transformers",
+        description="transformers: the worker runs `transformers serve`. openai: any OpenAI-compatible server at "
+        "LLM_ENGINE_URL.",
+    )
+    engine_url: str = Field("", description="Base URL with its /v1, for LLM_ENGINE=openai.")
+    engine_api_key: SecretStr = Field(SecretStr(""), description="Bearer token for LLM_ENGINE=openai.")
+    engine_python: str = Field(
+        "", description="Python of the environment that holds the engine; empty means the worker's own."
+    )
+    device: str = Field("auto", description="Device for the engine: auto, cpu, cuda, cuda:0, …")
+    dtype: str = Field("auto", description="Number format of the weights: auto, float32, bfloat16, float16.")
+
+    context_tokens: int = Field(
+        0, ge=0, description="Longest prompt and answer together, in tokens; 0 means what the model says."
+    )
+    max_output_tokens: int = Field(
+        1024,
+        ge=1,
+        le=1_000_000,
+        description="Most tokens that one request may ask for, and what it gets unless it asks.",
+    )
+    max_concurrent_requests: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="Requests at the engine at once; 0 means what the engine does well (transformers 1, openai 32).",
+    )
+    max_queued_requests: int = Field(64, ge=0, le=100_000, description="Requests that may wait; more are refused.")
+
+    start_timeout_seconds: float = Field(
+        600.0, gt=0, le=86_400, description="How long the engine may take to load the model and write its first token."
+    )
+    stall_seconds: float = Field(
+        120.0, gt=0, le=3600, description="An engine that sends nothing for so long while it writes is restarted."
+    )
+
+    mesh_home: Path = Field(
+        Path("var"), validation_alias="MESH_HOME", description="Where local state lives (MESH_HOME)."
+    )
+    mesh_models: Path | None = Field(
+        None,
+        validation_alias="MESH_MODELS",
+        description="Where models made on this machine live (MESH_MODELS); by default models below MESH_HOME.",
+    )
+
+    @property
+    def demo_path(self) -> Path:
+        """Where `ops/demo_llm/train.py` puts the demo model."""
+        return (self.mesh_models or self.mesh_home / "models") / "demo-llm"
+
+    @field_validator("model_aliases", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.engine == "openai" and not self.engine_url.startswith(("http://", "https://")):
+            raise ValueError("LLM_ENGINE=openai needs LLM_ENGINE_URL, for example http://127.0.0.1:8080/v1")
+        return self

@@ -1,0 +1,161 @@
+"""One request from its arrival to its last piece: checked, admitted, written by the engine, timed, counted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from llm_service.admission import Admission
+from llm_service.engines import Engine, Served
+from llm_service.generation import Ended, EngineEvent, Event, Finish, Generation, Header, Piece, Timings, check
+from llm_service.metrics import FIRST_PIECE, RUNNING, TOKENS, WAITING
+from mesh.clock import Clock, monotonic
+from mesh.context import Priority
+from mesh.deadline import Deadline
+from mesh.errors import DeadlineExceeded, MeshError, NotFound, Unavailable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one request may ask, and how many may run and wait. ``concurrent`` 0 means what the engine does well."""
+
+    output_tokens: int = 1024
+    concurrent: int = 0
+    queued: int = 64
+
+
+@dataclass(frozen=True)
+class Names:
+    """What callers call the model: ``served`` in place of its own name where it is not empty, and aliases."""
+
+    served: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+class Writer:
+    """Writes text with one engine."""
+
+    def __init__(
+        self, engine: Engine, *, limits: Limits = Limits(), names: Names = Names(), clock: Clock = monotonic
+    ) -> None:
+        self.engine = engine
+        self.limits = Limits(
+            output_tokens=limits.output_tokens,
+            concurrent=limits.concurrent or engine.concurrency,
+            queued=limits.queued,
+        )
+        self.aliases = names.aliases
+        self._served_name = names.served
+        self._clock = clock
+        self._served: Served | None = None
+        self._admission = Admission(concurrency=self.limits.concurrent, queue=limits.queued, clock=clock)
+        RUNNING.set_function(lambda: self._admission.running)
+        WAITING.set_function(lambda: self._admission.waiting)
+
+    async def start(self) -> None:
+        """Bring the engine up. Raises MeshError."""
+        self._served = await self.engine.start()
+
+    @property
+    def served(self) -> Served:
+        """The model. Raises Unavailable before ``start`` is done."""
+        if self._served is None:
+            raise Unavailable("The model is still being loaded.", retry_after=2.0)
+        return self._served
+
+    @property
+    def model_name(self) -> str:
+        """The canonical name that callers use."""
+        return self._served_name or self.served.name
+
+    async def generate(
+        self, request: Generation, deadline: Deadline, priority: Priority = Priority.INTERACTIVE
+    ) -> AsyncGenerator[Event, None]:
+        """One Header, Pieces, one Finish. Closing it stops the engine's work on it.
+
+        Raises:
+            MeshError: before the Header as a rule; after it Unavailable, Internal or DeadlineExceeded, and the text
+                is not whole.
+        """
+        arrived = self._clock()
+        self._require_known(request.model)
+        check(request, max_output_tokens=self.limits.output_tokens)
+        request = await self.engine.prepare(request)
+        async with self._admission.slot(deadline, priority):
+            admitted = self._clock()
+            if (failure := self.engine.unhealthy()) is not None:
+                raise failure
+            first: float | None = None
+            async with aclosing(_until(deadline, self.engine.generate(request))) as written:
+                async for event in written:
+                    match event:
+                        case Piece():
+                            if first is None:
+                                first = self._clock()
+                                FIRST_PIECE.observe(first - arrived)
+                            yield event
+                        case Ended(reason, usage):
+                            if usage is not None:
+                                TOKENS.labels("prompt").inc(usage.prompt_tokens)
+                                TOKENS.labels("completion").inc(usage.completion_tokens)
+                            yield Finish(reason, usage, self._timings(arrived, admitted, first))
+                            return
+                        case _:
+                            yield Header(self.model_name, int(time.time()))
+        raise Unavailable("The engine's answer broke off before it was whole.", reason="ENGINE_LOST", retry_after=1.0)
+
+    async def canary(self) -> None:
+        """Prove an idle engine; a busy one proves itself. Raises MeshError."""
+        if self._admission.running or self.engine.unhealthy() is not None:
+            return
+        await self.engine.prove()
+
+    def unhealthy(self) -> MeshError | None:
+        """None while the engine can write, otherwise why not."""
+        return self.engine.unhealthy()
+
+    async def stop(self) -> None:
+        """End the engine."""
+        await self.engine.stop()
+
+    def _require_known(self, model: str) -> None:
+        known = (self.model_name, *self.aliases)
+        if model and model not in known:
+            raise NotFound(
+                f"There is no model {model[:200]!r} here; this worker serves {', '.join(known)}.",
+                reason="MODEL_NOT_FOUND",
+                param="model",
+            )
+
+    def _timings(self, arrived: float, admitted: float, first: float | None) -> Timings:
+        return Timings(
+            total_us=_microseconds(self._clock() - arrived),
+            queue_us=_microseconds(admitted - arrived),
+            first_token_us=0 if first is None else _microseconds(first - arrived),
+        )
+
+
+async def _until(deadline: Deadline, written: AsyncGenerator[EngineEvent, None]) -> AsyncGenerator[EngineEvent, None]:
+    """The events, as long as somebody waits for them.
+
+    Each wait has its own timeout: one that spanned the caller's turns would strike in the caller's code.
+    """
+    async with aclosing(written) as events:
+        while True:
+            try:
+                async with asyncio.timeout(deadline.remaining()):
+                    event = await anext(events)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    "The request's time was up before the answer was whole; allow more time or ask for fewer tokens."
+                ) from None
+            yield event
+
+
+def _microseconds(seconds: float) -> int:
+    return max(0, round(seconds * 1_000_000))
