@@ -120,8 +120,8 @@ def do_order(converter: Converter, order: Order, emit: Emit) -> Finished:
 
 
 def _chunk(converter: Converter, order: Order, source: Source, emit: Emit) -> Finished:
-    from gpu_services.chunking.chunkers import WindowedChunker
-    from gpu_services.chunking.tokens import counter_for
+    from mesh.docling.chunker import WindowedChunker
+    from mesh.docling.tokens import counter_for
 
     clock = _Stopwatch()
     counter = counter_for(order.tokenizer_path)

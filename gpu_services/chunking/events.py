@@ -11,38 +11,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from mesh.docling.chunks import Box, Chunk
 from mesh.errors import Internal, InvalidRequest, MeshError, PayloadTooLarge
 
 MAX_FRAME_BYTES = 32 * 1024 * 1024
 """Longest frame between worker and child. A chunk is bounded by its tokens and its characters, so this is slack."""
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """Where text stands on a page, in points from the page's top left corner. Pages count from 1."""
-
-    page: int
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """One piece of a document.
-
-    ``tokens`` is the length of ``contextualized_text`` (the headings, then the text) as the embedding model reads it,
-    its special tokens included.
-    """
-
-    index: int
-    text: str
-    headings: tuple[str, ...] = ()
-    pages: tuple[int, ...] = ()
-    tokens: int
-    boxes: tuple[Box, ...] = ()
-    contextualized_text: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from gpu_services.chunking.artifacts import PdfPipeline, choose_pdf_pipeline
 from gpu_services.chunking.child_process import Child
-from gpu_services.chunking.events import ChildSetup, Chunk, Event, Finished, Limits, Order, Progress, Refused
+from gpu_services.chunking.events import ChildSetup, Event, Finished, Limits, Order, Progress, Refused
 from gpu_services.chunking.kinds import DocumentKind, declared_kind
 from gpu_services.chunking.pool import ChildPool, DocumentProcess, PoolLimits
 from gpu_services.chunking.spool import Spool, check_size
@@ -20,6 +20,7 @@ from gpu_services.chunking.vocabulary import Vocabularies, locate
 from gpu_services.chunking.warmup import small_pdf
 from mesh.context import Priority
 from mesh.deadline import Deadline
+from mesh.docling.chunks import Chunk
 from mesh.errors import DeadlineExceeded, Internal, InvalidRequest, MeshError, Overloaded, Unavailable
 
 MAX_FRAME_BYTES = 1024 * 1024

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import grpc.aio
 
-from gpu_services.chunking.events import Chunk, Progress
+from gpu_services.chunking.events import Progress
 from gpu_services.chunking.service import (
     CHUNKERS,
     MAX_FRAME_BYTES,
@@ -22,6 +22,7 @@ from gpu_services.chunking.service import (
 )
 from mesh.context import Priority
 from mesh.deadline import Deadline
+from mesh.docling.chunks import Chunk
 from mesh.errors import InvalidRequest
 from mesh.pb.chunking.v1 import chunking_pb2 as pb
 from mesh.pb.chunking.v1 import chunking_pb2_grpc

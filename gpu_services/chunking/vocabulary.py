@@ -9,9 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpu_services.chunking.tokens import counter_for, max_tokens_of
 from inference import hub, package
 from inference.models import DEFAULT_EMBEDDING_MODEL, PINNED_REVISIONS
+from mesh.docling.tokens import counter_for, max_tokens_of
 from mesh.errors import InvalidRequest, ModelUnusable
 
 MIN_TOKENS = 16

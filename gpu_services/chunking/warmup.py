@@ -47,9 +47,9 @@ def warm_up_documents(converter: Converter, setup: ChildSetup) -> None:
     Raises:
         Internal: the PDF's text did not come out; the child would be of no use.
     """
-    from gpu_services.chunking.chunkers import WindowedChunker
     from gpu_services.chunking.source import Source
-    from gpu_services.chunking.tokens import counter_for
+    from mesh.docling.chunker import WindowedChunker
+    from mesh.docling.tokens import counter_for
 
     limits = Limits(max_pages=2, max_unpacked_bytes=2**20, max_seconds=60, max_memory_bytes=setup.max_memory_bytes)
     counter = counter_for(setup.tokenizer_path)

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import semchunk
 from docling_core.transforms.chunker.doc_chunk import DocChunk
 from docling_core.transforms.chunker.hybrid_chunker import HybridChunker
 from docling_core.transforms.chunker.tokenizer.base import BaseTokenizer
-from docling_core.types.doc.document import DoclingDocument, SectionHeaderItem, TitleItem
+from docling_core.types.doc.document import DoclingDocument, SectionHeaderItem, TableItem, TitleItem
 from pydantic import ConfigDict
 
-from gpu_services.chunking.events import Box, Chunk
-from gpu_services.chunking.tokens import TokenCounter
+from mesh.docling.chunks import Box, Chunk
+from mesh.docling.tokens import TokenCounter
 
 if TYPE_CHECKING:
     from docling_core.types.doc.document import DocItem
@@ -45,8 +47,20 @@ class BudgetTokenizer(BaseTokenizer):  # type: ignore[misc, unused-ignore] # unt
         return self.max_tokens - self.counter.special_tokens
 
     def get_tokenizer(self) -> Any:
-        """The tokenizer below."""
-        return self.counter.tokenizer
+        """What semchunk counts with: a function serves it as well as a tokenizer, and this one knows the budget."""
+        return self.counter.budget_tokens
+
+
+class _Segmenter(HybridChunker):  # type: ignore[misc, unused-ignore] # untyped where docling is absent
+    """HybridChunker without a leak: semchunk's default keeps every text it ever counted, for ever."""
+
+    def segment(self, doc_chunk: DocChunk, available_length: int, doc_serializer: Any) -> list[str]:
+        """Cut a text that is too long; tables stay docling's business."""
+        items = doc_chunk.meta.doc_items
+        if len(items) == 1 and isinstance(items[0], TableItem):
+            return list(super().segment(doc_chunk, available_length, doc_serializer))
+        counter = lru_cache(maxsize=4096)(self.tokenizer.count_tokens)
+        return list(semchunk.chunkerify(counter, chunk_size=available_length, memoize=False)(doc_chunk.text))
 
 
 @dataclass(slots=True)
@@ -73,7 +87,7 @@ class WindowedChunker:
         self._counter = counter
         self._budget = max_tokens - counter.special_tokens
         self._merge_peers = merge_peers
-        self._docling = HybridChunker(
+        self._docling = _Segmenter(
             tokenizer=BudgetTokenizer(counter=counter, max_tokens=max_tokens),
             merge_peers=False,
             always_emit_headings=True,  # a heading without text below it is text that must not get lost

@@ -43,7 +43,7 @@ class TokenCounter:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise ModelUnusable(
-                "The tokenizer cannot be read; name a folder with a whole tokenizer.json in GPU_SERVICES_TOKENIZERS."
+                "The tokenizer cannot be read; name a model's folder with a whole tokenizer.json."
             ) from error
         return cls(tokenizer)
 
