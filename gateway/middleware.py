@@ -50,7 +50,7 @@ class Account:
         except MeshError as error:
             await answer.fail(error)
         except HTTPException as error:
-            await answer.fail(_from_framework(error, scope), allow=(error.headers or {}).get("allow"))
+            await answer.fail(_from_framework(error, scope), allow=(error.headers or {}).get("Allow"))
         except ClientDisconnect:
             await answer.fail(Cancelled("The client went away."))
         except Exception as error:
@@ -98,11 +98,13 @@ class _Answer:
 def _from_framework(error: HTTPException, scope: Scope) -> MeshError:
     if error.status_code == 404:
         return NotFound(
-            f"There is no {scope['method']} {scope['path']} here; /docs lists what there is.", reason="ROUTE_NOT_FOUND"
+            f"There is no {scope['method'][:16]} {scope['path'][:128]} here; /docs lists what there is.",
+            reason="ROUTE_NOT_FOUND",
         )
     if error.status_code == 405:
         return InvalidRequest(
-            f"{scope['path']} does not take {scope['method']}; /docs lists what it takes.", reason="METHOD_NOT_ALLOWED"
+            f"{scope['path'][:128]} does not take {scope['method'][:16]}; /docs lists what it takes.",
+            reason="METHOD_NOT_ALLOWED",
         )
     if error.status_code < 500:
         return InvalidRequest("The request cannot be read; /docs shows how each one looks.")

@@ -1,0 +1,424 @@
+"""Stand-ins for the workers, and a gateway that runs for a test. Public, since whoever builds on the gateway tests too.
+
+Every stand-in answers from its input alone, remembers what it was asked in ``calls``, and raises ``error`` where one is
+set. None of them needs a socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from array import array
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import uvicorn
+
+from gateway.app import create_app
+from gateway.peers import Peers
+from gateway.settings import GatewaySettings
+from mesh.clients.chunking import (
+    BoundingBox,
+    Chunk,
+    Chunker,
+    ChunkEvent,
+    ChunkFinish,
+    ChunkingInfo,
+    ChunkingLimits,
+    ChunkOptions,
+    ChunkProgress,
+    ChunkTimings,
+    ChunkUsage,
+    DocumentInfo,
+)
+from mesh.clients.embedding import (
+    EmbeddingInfo,
+    EmbeddingLimits,
+    EmbeddingModel,
+    Embeddings,
+    EmbedInputs,
+    EmbedOptions,
+    Timings,
+    TokenInputs,
+    Usage,
+)
+from mesh.clients.gpu import GpuInfo, GpuStatus
+from mesh.clients.llm import (
+    Completion,
+    Finish,
+    FinishReason,
+    GenerateEvent,
+    GenerateHeader,
+    Generation,
+    LLMInfo,
+    LLMLimits,
+    LLMModel,
+    LLMTimings,
+    LLMUsage,
+    Piece,
+)
+from mesh.clients.reranking import RerankingInfo, RerankingLimits, RerankingModel, RerankOptions, Scores
+from mesh.context import CallContext, current_call
+from mesh.deadline import Deadline
+from mesh.errors import MeshError, NotFound
+from mesh.hop import HopStatus
+from mesh.probe import EndpointHealth
+from mesh.resilience import BreakerSnapshot, BreakerState
+
+EMBEDDING_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+RERANKING_MODEL = "maxsim/all-MiniLM-L6-v2"
+CHAT_MODEL = "mesh-demo"
+DIMENSIONS = 4
+_TIMINGS = Timings(total_us=3500, tokenization_us=500, queue_us=1000, inference_us=2000, batch_size=2)
+
+
+@dataclass(slots=True)
+class FakeHop:
+    """A hop whose health a test decides."""
+
+    name: str
+    health: str = "SERVING"
+    reason: str = ""
+
+    def status(self) -> HopStatus:
+        """The hop now."""
+        return HopStatus(
+            name=self.name,
+            service=f"{self.name}.v1.Service",
+            endpoints=(EndpointHealth("127.0.0.1:1", health=self.health, reason=self.reason),),
+            breaker=BreakerSnapshot(BreakerState.CLOSED, 1.0, 0, 0.0, 0, None, ""),
+            in_flight=0,
+            limit=64,
+            calls=0,
+            p50_seconds=0.004,
+            p99_seconds=None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a stand-in was asked: its arguments, the time it was given, and who asked."""
+
+    arguments: tuple[Any, ...]
+    seconds: float
+    context: CallContext | None
+
+
+@dataclass
+class _Fake:
+    """What all stand-ins share."""
+
+    hop: FakeHop
+    error: MeshError | None = None
+    calls: list[Call] = field(default_factory=list)
+    is_open: bool = False
+
+    def start(self) -> None:
+        self.is_open = True
+
+    async def close(self) -> None:
+        self.is_open = False
+
+    def asked(self, deadline: Deadline | None, *arguments: Any) -> None:
+        """Remember a call, and fail it where an error is set."""
+        self.calls.append(Call(arguments, deadline.remaining() if deadline else -1.0, current_call.get()))
+        if self.error is not None:
+            raise self.error
+
+    def known(self, model: str, names: set[str]) -> None:
+        """Fail as a worker does for a name that it does not know."""
+        if model not in names:
+            raise NotFound("No such model.", param="model", hop=self.hop.name)
+
+
+class FakeEmbedder(_Fake):
+    """A text's vector counts up from its length; ids' vector counts up from their sum."""
+
+    async def embed(
+        self, inputs: EmbedInputs, options: EmbedOptions | None = None, *, deadline: Deadline | None = None
+    ) -> Embeddings:
+        """Vectors of DIMENSIONS numbers, or of as many as are asked for."""
+        options = options or EmbedOptions()
+        self.asked(deadline, inputs, options)
+        self.known(options.model, {"", EMBEDDING_MODEL, "all-MiniLM-L6-v2"})
+        firsts = [sum(ids) for ids in inputs.ids] if isinstance(inputs, TokenInputs) else [len(text) for text in inputs]
+        dim = options.dimensions or DIMENSIONS
+        values = array("f", [first + step / 8 for first in firsts for step in range(dim)])
+        usage = Usage(tokens=sum(firsts), characters=sum(firsts))
+        cut = tuple(position for position, first in enumerate(firsts) if first > 1000)
+        return Embeddings(EMBEDDING_MODEL, len(firsts), dim, values.tobytes(), usage, _TIMINGS, cut)
+
+    async def info(self, *, deadline: Deadline | None = None) -> EmbeddingInfo:
+        """One model."""
+        self.asked(deadline)
+        model = EmbeddingModel(
+            EMBEDDING_MODEL, ("all-MiniLM-L6-v2",), "r1", "package", DIMENSIONS, 256, "onnxruntime", "float32", "cpu",
+            1.0, 1.0, 100.0, "mean", (),
+        )  # fmt: skip
+        return EmbeddingInfo((model,), EmbeddingLimits(2048, 100_000, 16 << 20, 100_000), "0")
+
+
+class FakeReranker(_Fake):
+    """A document's score is the share of the query's words that it holds."""
+
+    async def score(
+        self,
+        query: str,
+        documents: Sequence[str],
+        options: RerankOptions | None = None,
+        *,
+        deadline: Deadline | None = None,
+    ) -> Scores:
+        """One score per document."""
+        options = options or RerankOptions()
+        self.asked(deadline, query, tuple(documents), options)
+        self.known(options.model, {"", RERANKING_MODEL, "maxsim"})
+        words = set(query.split())
+        scores = tuple(len(words & set(document.split())) / max(1, len(words)) for document in documents)
+        if options.raw_scores:
+            scores = tuple(score * 10 - 5 for score in scores)
+        characters = len(query) + sum(map(len, documents))
+        return Scores(RERANKING_MODEL, scores, Usage(characters, characters), _TIMINGS)
+
+    async def info(self, *, deadline: Deadline | None = None) -> RerankingInfo:
+        """One model."""
+        self.asked(deadline)
+        model = RerankingModel(
+            RERANKING_MODEL, ("maxsim",), "r1", "package", "late-interaction", 256, "onnxruntime", "float32", "cpu",
+            1.0, 1.0, 100.0,
+        )  # fmt: skip
+        return RerankingInfo((model,), RerankingLimits(1000, 100_000, 16 << 20, 100_000), "0")
+
+
+class FakeChunker(_Fake):
+    """Every line of the document is a chunk. ``received`` holds the sizes of the pieces that it came in."""
+
+    received: list[int]
+
+    async def chunk(
+        self,
+        document: bytes | AsyncIterable[bytes],
+        options: ChunkOptions | None = None,
+        *,
+        deadline: Deadline | None = None,
+    ) -> AsyncIterator[ChunkEvent]:
+        """Chunks, one progress, and a finish."""
+        options = options or ChunkOptions()
+        self.asked(deadline, options)
+        self.received = []
+        data = b""
+        pieces = _one(document) if isinstance(document, bytes) else document
+        async for piece in pieces:
+            self.received.append(len(piece))
+            data += piece
+        text = data.decode("utf-8", "replace")
+        yield ChunkProgress(1, 1)
+        lines = text.splitlines()
+        for index, line in enumerate(lines):
+            yield Chunk(
+                index, line, ("Title",), (1,), len(line), (BoundingBox(1, 0.0, 1.0, 2.0, 3.0),), f"Title\n{line}"
+            )
+        yield ChunkFinish(
+            DocumentInfo(options.filename, options.media_type, 1, "", "0" * 64, len(data), ()),
+            ChunkUsage(len(lines), len(text), len(text)),
+            ChunkTimings(4000, 1000, 2000, 1000, 3000),
+        )
+
+    async def info(self, *, deadline: Deadline | None = None) -> ChunkingInfo:
+        """Two chunkers."""
+        self.asked(deadline)
+        limits = ChunkingLimits(1 << 28, 1000, 1 << 30, 300, 1 << 31, 1 << 20, 2, 8)
+        chunkers = (Chunker("docling-hybrid", ("docling",), ""), Chunker("docling-hierarchical", (), ""))
+        return ChunkingInfo(chunkers, ("text/plain",), "docling-native", (EMBEDDING_MODEL,), limits, "0", "2")
+
+
+async def _one(document: bytes) -> AsyncIterator[bytes]:
+    yield document
+
+
+class FakeGpu(_Fake):
+    """A machine without a GPU."""
+
+    async def get_gpu_status(self, *, deadline: Deadline | None = None) -> GpuStatus:
+        """No devices, and why."""
+        self.asked(deadline)
+        return GpuStatus(1_763_600_000_000, (), "", "", "No NVIDIA driver is installed on this machine.")
+
+    async def watch_gpu_status(
+        self, *, interval_seconds: float = 1.0, deadline: Deadline | None = None
+    ) -> AsyncIterator[GpuStatus]:
+        """Three readings, without a pause."""
+        self.asked(deadline, interval_seconds)
+        for _ in range(3):
+            yield await self.get_gpu_status(deadline=deadline)
+
+    async def info(self, *, deadline: Deadline | None = None) -> GpuInfo:
+        """Nothing reads GPUs here."""
+        self.asked(deadline)
+        return GpuInfo("0", "none", "", 100, 3_600_000)
+
+
+@dataclass
+class FakeWriter(_Fake):
+    """Writes ``pieces``, each after a turn of ``gate`` where one is set, then ends, or fails with ``break_with``."""
+
+    pieces: tuple[str, ...] = ("Hel", "lo", "!")
+    break_with: MeshError | None = None
+    gate: asyncio.Semaphore | None = None
+    left_early: bool = False
+    closed: threading.Event = field(default_factory=threading.Event)
+
+    async def generate(self, request: Generation, *, deadline: Deadline | None = None) -> AsyncIterator[GenerateEvent]:
+        """A header, the pieces, a finish."""
+        self.asked(deadline, request)
+        self.known(request.model, {"", CHAT_MODEL})
+        self.left_early = True
+        try:
+            yield GenerateHeader(CHAT_MODEL, 1_763_600_000)
+            for piece in self.pieces:
+                # A real call gives way to the loop between two messages.
+                await (self.gate.acquire() if self.gate is not None else asyncio.sleep(0))
+                yield Piece(piece)
+            if self.break_with is not None:
+                raise self.break_with
+            self.left_early = False
+            yield Finish(FinishReason.STOP, LLMUsage(5, len(self.pieces)), LLMTimings(9000, 1000, 2000))
+        finally:
+            self.closed.set()
+
+    async def complete(self, request: Generation, *, deadline: Deadline | None = None) -> Completion:
+        """The pieces, joined."""
+        text, finish = "", None
+        async for event in self.generate(request, deadline=deadline):
+            text += event.text if isinstance(event, Piece) else ""
+            finish = event if isinstance(event, Finish) else finish
+        assert finish is not None  # noqa: S101 - generate ends with it or raises
+        return Completion(CHAT_MODEL, 1_763_600_000, text, finish.reason, finish.usage, finish.timings)
+
+    async def info(self, *, deadline: Deadline | None = None) -> LLMInfo:
+        """One model."""
+        self.asked(deadline)
+        model = LLMModel(CHAT_MODEL, (), "r1", "demo", 256, "A demo.")
+        return LLMInfo((model,), LLMLimits(256, 1 << 20, 2, 8), "0", "fake", "0")
+
+
+@dataclass(frozen=True, slots=True)
+class FakePeers:
+    """One stand-in per capability."""
+
+    embedder: FakeEmbedder = field(default_factory=lambda: FakeEmbedder(FakeHop("embedding")))
+    reranker: FakeReranker = field(default_factory=lambda: FakeReranker(FakeHop("reranking")))
+    chunker: FakeChunker = field(default_factory=lambda: FakeChunker(FakeHop("chunking")))
+    gpu: FakeGpu = field(default_factory=lambda: FakeGpu(FakeHop("gpu")))
+    writer: FakeWriter = field(default_factory=lambda: FakeWriter(FakeHop("llm")))
+
+    def as_peers(self) -> Peers:
+        """As the gateway takes them; that this type-checks is what makes them fakes of the Protocols."""
+        return Peers(self.embedder, self.reranker, self.chunker, self.gpu, self.writer)
+
+    def fail(self, error: MeshError | None) -> None:
+        """Let every one of them fail with ``error``."""
+        for fake in (self.embedder, self.reranker, self.chunker, self.gpu, self.writer):
+            fake.error = error
+
+
+class RunningGateway:
+    """A gateway on a free port of 127.0.0.1, in a thread of its own, for clients that need a real socket.
+
+    >>> with RunningGateway(GatewaySettings(), FakePeers()) as gateway:  # doctest: +SKIP
+    ...     print(gateway.url)
+    """
+
+    def __init__(self, settings: GatewaySettings, peers: FakePeers) -> None:
+        self.peers = peers
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        app = create_app(settings, peers=peers.as_peers())
+        self._server = uvicorn.Server(
+            uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=2)
+        )
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        ends = time.monotonic() + 10
+        while not self._server.started:
+            if time.monotonic() > ends or not self._thread.is_alive():
+                raise RuntimeError("The gateway did not start.")
+            time.sleep(0.01)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._server.should_exit = True
+        self._thread.join(timeout=10)
+        self._socket.close()
+
+
+class RawRequest:
+    """One request spoken in ASGI itself, for what an HTTP client cannot do: leave in the middle, or read slowly.
+
+    ``say`` hands the gateway a piece of the body, ``leave`` hangs up. ``sent`` holds what came back so far.
+    """
+
+    def __init__(self, method: str, path: str, headers: dict[str, str] | None = None) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._arrived = asyncio.Condition()
+        self._scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": [(name.encode(), value.encode()) for name, value in (headers or {}).items()],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 2),
+            "state": {},
+        }
+
+    def start(self, app: Any) -> asyncio.Task[None]:
+        """Let ``app`` answer; the task ends when it has."""
+        return asyncio.create_task(app(self._scope, self._incoming.get, self._send))
+
+    def say(self, body: bytes = b"", *, more: bool = False) -> None:
+        """Send a piece of the body."""
+        self._incoming.put_nowait({"type": "http.request", "body": body, "more_body": more})
+
+    def leave(self) -> None:
+        """Hang up."""
+        self._incoming.put_nowait({"type": "http.disconnect"})
+
+    async def _send(self, message: Any) -> None:
+        async with self._arrived:
+            self.sent.append(message)
+            self._arrived.notify_all()
+
+    async def until(self, text: bytes) -> None:
+        """Wait until the answer holds ``text``."""
+        async with asyncio.timeout(5), self._arrived:
+            await self._arrived.wait_for(lambda: text in self.body)
+
+    @property
+    def body(self) -> bytes:
+        """The answer's body so far."""
+        return b"".join(message.get("body", b"") for message in self.sent)
+
+    @property
+    def status(self) -> int | None:
+        """The answer's status, once it has begun."""
+        return self.sent[0]["status"] if self.sent else None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the answer was ended properly."""
+        return bool(self.sent) and not self.sent[-1].get("more_body", True)

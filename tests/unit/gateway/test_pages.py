@@ -1,0 +1,67 @@
+"""The API's document and the pages for people."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import httpx
+import pytest
+
+
+async def test_every_route_is_documented_with_an_example(client: httpx.AsyncClient) -> None:
+    """Each operation says what it does, and how its answer looks where it is JSON."""
+    document = (await client.get("/openapi.json")).json()
+    operations = {
+        f"{method.upper()} {path}": operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert {"POST /v1/embeddings", "POST /v1/chat/completions", "POST /v2/rerank", "POST /v1/rerank", "POST /embed",
+            "POST /rerank", "POST /v1/chunk", "GET /v1/gpu", "GET /v1/gpu/stream", "GET /status", "GET /metrics",
+            "GET /v1/models", "GET /v1/models/{id}", "GET /health/live", "GET /health/ready",
+            "POST /v1/completions", "GET /info", "GET /health"} == set(operations)  # fmt: skip
+    for name, operation in operations.items():
+        content = operation["responses"]["200"]["content"]
+        if name.startswith("POST"):
+            assert operation["requestBody"]["content"]["application/json"]["examples"]
+            assert content["application/json"]["example"]
+
+
+async def test_references_in_the_document_lead_somewhere(client: httpx.AsyncClient) -> None:
+    """A broken $ref breaks every generated client."""
+    answer = await client.get("/openapi.json")
+    names = set(re.findall(r'"#/components/schemas/([^"]+)"', answer.text))
+    assert names
+    assert names <= set(answer.json()["components"]["schemas"])
+
+
+async def test_every_example_works(client: httpx.AsyncClient) -> None:
+    """What the page offers to try is answered."""
+    document = (await client.get("/openapi.json")).json()
+    tried = 0
+    for path, methods in document["paths"].items():
+        for operation in (methods[method] for method in methods if method == "post"):
+            body: dict[str, Any] = operation["requestBody"]["content"]["application/json"]
+            for example in body["examples"].values():
+                answer = await client.post(path, json=example["value"])
+                assert answer.status_code == 200, (path, answer.text)
+                tried += 1
+    assert tried >= 10
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+async def test_pages_load_nothing_from_elsewhere(client: httpx.AsyncClient, path: str) -> None:
+    """They work without a network, and everything they name is there."""
+    page = await client.get(path)
+    assert page.status_code == 200
+    assert "//" not in page.text.replace("<!doctype html>", "")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    for asset in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+        assert (await client.get(asset)).status_code == 200, asset
+
+
+async def test_only_pages_are_served_as_pages(client: httpx.AsyncClient) -> None:
+    """No file but the pages' own can be read."""
+    for name in ("docs.html", "../settings.py", "..%2Fsettings.py", "nothing"):
+        assert (await client.get(f"/pages/{name}")).status_code == 404

@@ -1,0 +1,142 @@
+"""The gateway's settings: file, environment, and mistakes in both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.settings import GatewaySettings
+from mesh.settings import SettingsError
+
+GUIDE = """
+gateway:
+  services:
+    gpu:
+      url: "gpu-services:50051"
+    embedding:
+      url: "embedding-services:50051"
+    reranking:
+      url: "reranking-services:50051"
+  chunking:
+    default_chunker: "docling"
+    chunkers:
+      docling:
+        enabled: true
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that GATEWAY_CONFIG names, with the migration guide's text."""
+    path = tmp_path / "gateway.yaml"
+    path.write_text(GUIDE)
+    monkeypatch.setenv("GATEWAY_CONFIG", str(path))
+    return path
+
+
+def test_the_migration_guides_file_works_as_it_is_printed(config: Path) -> None:
+    """Chunking goes to the gpu service where no other is named."""
+    assert config.exists()
+    settings = GatewaySettings.load()
+    assert settings.services.embedding.url == "embedding-services:50051"
+    assert settings.services.chunking_url == "gpu-services:50051"
+    assert settings.services.llm.url == "127.0.0.1:50054"
+    assert settings.chunking.chunkers.docling.enabled
+
+
+def test_the_shipped_file_holds_the_defaults() -> None:
+    """What the file shows is what happens without it."""
+    shipped = Path(__file__).parents[3] / "config" / "gateway.yaml"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GATEWAY_CONFIG", str(shipped))
+        from_file = GatewaySettings.load()
+    assert from_file.model_dump(exclude={"config"}) == GatewaySettings.load().model_dump(exclude={"config"})
+
+
+@pytest.mark.usefixtures("config")
+def test_the_environment_stands_above_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service's own variable stands above its nested one, and one value does not wipe out its section."""
+    monkeypatch.setenv("GATEWAY_SERVICES__RERANKING__URL", "nested:1")
+    monkeypatch.setenv("GATEWAY_SERVICES__EMBEDDING__URL", "nested:1")
+    monkeypatch.setenv("EMBEDDING_SERVICE_URL", " a:1 , b:2 ")
+    monkeypatch.setenv("GATEWAY_LIMITS__MAX_INPUTS", "7")
+    settings = GatewaySettings.load()
+    assert settings.services.embedding.url == "a:1,b:2"
+    assert settings.services.reranking.url == "nested:1"
+    assert settings.services.gpu.url == "gpu-services:50051"
+    assert (settings.limits.max_inputs, settings.limits.max_documents) == (7, 10_000)
+
+
+@pytest.mark.parametrize("target", ["host:1", "a:1,b:2", "dns:///name:50051", "unix:/run/x.sock", "[::1]:50051"])
+def test_targets_that_grpc_takes(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One endpoint, several, a name to resolve, a socket."""
+    monkeypatch.setenv("LLM_SERVICE_URL", target)
+    assert GatewaySettings.load().services.llm.url == target
+
+
+@pytest.mark.parametrize("target", ["http://host:1", "host", "host:port", ":1", "a:1,,b:2"])
+def test_targets_that_would_never_connect_stop_the_start(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheme, a missing port: told at the start, not at the first request."""
+    monkeypatch.setenv("LLM_SERVICE_URL", target)
+    with pytest.raises(SettingsError, match="host:port"):
+        GatewaySettings.load()
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("GATEWAY_LIMITS__MAX_INPUT", "GATEWAY_LIMITS__MAX_INPUTS"),
+        ("GATEWAY_PROT", "GATEWAY_PORT"),
+        ("EMBEDING_SERVICE_URL", "EMBEDDING_SERVICE_URL"),
+        ("GPUS_SERVICE_URL", "GPU_SERVICE_URL"),
+    ],
+)
+def test_a_misspelt_variable_stops_the_start_and_names_the_right_one(
+    name: str, nearest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit that is silently ignored is found in production."""
+    monkeypatch.setenv(name, "5")
+    with pytest.raises(SettingsError, match=f"{name}.*{nearest}"):
+        GatewaySettings.load()
+
+
+def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program's service URL, and what Kubernetes injects, are none of our business."""
+    monkeypatch.setenv("BILLING_SERVICE_URL", "http://billing")
+    monkeypatch.setenv("GATEWAY_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("GATEWAY_PORT_8000_TCP", "tcp://10.0.0.1:8000")
+    assert GatewaySettings.load().port == 8000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gateway:\n  services:\n    embeding: {url: 'a:1'}\n", r"gateway.services.embeding.*Did you mean embedding"),
+        ("gateway:\n  limits: {max_json_byte: 5}\n", r"gateway.limits.max_json_byte.*max_json_bytes"),
+        ("gateway:\n  port: many\n", r"gateway.port \(GATEWAY_PORT\)"),
+        ("gatway: {}\n", "one key, gateway; it holds gatway"),
+        ("- a\n", "it holds no mapping"),
+        ("gateway: 7\n", "mapping of settings"),
+        ("gateway: [\n", "not YAML"),
+        ("gateway:\n  chunking: {default_chunker: semantic}\n", "gateway.chunking.default_chunker"),
+    ],
+)
+def test_a_mistake_in_the_file_is_told_with_its_place(config: Path, text: str, message: str) -> None:
+    """The key at fault, and the nearest right one."""
+    config.write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        GatewaySettings.load()
+
+
+def test_a_file_that_is_named_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the default file may be missing."""
+    monkeypatch.setenv("GATEWAY_CONFIG", "/nowhere/gateway.yaml")
+    with pytest.raises(SettingsError, match="GATEWAY_CONFIG"):
+        GatewaySettings.load()
+
+
+def test_aliases_come_from_the_file(config: Path) -> None:
+    """Names of other vendors' models can reach ours."""
+    config.write_text("gateway:\n  models:\n    aliases: {text-embedding-3-small: all-MiniLM-L6-v2}\n")
+    assert GatewaySettings.load().models.aliases == {"text-embedding-3-small": "all-MiniLM-L6-v2"}
