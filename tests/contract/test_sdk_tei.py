@@ -41,18 +41,19 @@ def test_teis_documented_rerank(gateway: RunningGateway) -> None:
 
 def test_jinas_documented_rerank(gateway: RunningGateway) -> None:
     """The request of Jina's documentation, and all that its answer promises."""
+    documents = ["Organic skincare for sensitive skin with aloe vera", "New makeup trends focus on bold colors"]
     body = {
         "model": "maxsim",
         "query": "Organic skincare products for sensitive skin",
         "top_n": 1,
-        "documents": ["Organic skincare for sensitive skin with aloe vera", "New makeup trends focus on bold colors"],
+        "documents": documents,
         "return_documents": True,
     }
     answer = httpx.post(f"{gateway.url}/v1/rerank", json=body, headers={"authorization": "Bearer none"}).json()
     assert answer["model"] == RERANKING_MODEL
     assert set(answer["usage"]) == {"total_tokens", "prompt_tokens"}
     [result] = answer["results"]
-    assert (result["index"], result["document"]["text"]) == (0, body["documents"][0])
+    assert (result["index"], result["document"]["text"]) == (0, documents[0])
     assert 0 < result["relevance_score"] <= 1
 
 
