@@ -115,8 +115,18 @@ def do_order(converter: Converter, order: Order, emit: Emit) -> Finished:
 
     declared = declared_kind(order.media_type, order.filename)
     path = Path(order.document_path)
-    source = Source(path, recognise(path, declared), Path(order.filename).name or "document", order.limits)
+    kind = recognise(path, declared)
+    source = Source(_with_ending(path, kind), kind, Path(order.filename).name or "document", order.limits)
     return _convert(converter, order, source) if order.output_path else _chunk(converter, order, source, emit)
+
+
+def _with_ending(path: Path, kind: DocumentKind) -> Path:
+    """The same file under a name with its kind's ending, without which openpyxl opens nothing."""
+    named = path.with_suffix(kind.ending)
+    if named != path:
+        named.unlink(missing_ok=True)
+        named.symlink_to(path)
+    return named
 
 
 def _chunk(converter: Converter, order: Order, source: Source, emit: Emit) -> Finished:

@@ -73,7 +73,11 @@ def _structured(source: Source) -> DoclingDocument:
     result = execute(_readings()[source.kind], source)
     for error in result.errors:
         source.warn(f"A part could not be read: {error.category.value if error.category else 'unknown'}.")
-    return result.document
+    document = result.document
+    document.name = Path(source.name).stem
+    if document.origin is not None:  # else it tells of a temporary file
+        document.origin.filename, document.origin.mimetype = source.name, source.kind.value
+    return document
 
 
 @cache

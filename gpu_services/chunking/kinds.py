@@ -26,6 +26,11 @@ class DocumentKind(Enum):
         return self in (DocumentKind.HTML, DocumentKind.MARKDOWN, DocumentKind.TEXT)
 
     @property
+    def ending(self) -> str:
+        """The usual ending of a file of this kind, with its dot."""
+        return next(ending for ending, kind in _ENDINGS.items() if kind is self)
+
+    @property
     def is_office(self) -> bool:
         """Whether the file is a zip archive of XML parts."""
         return self in (DocumentKind.DOCX, DocumentKind.PPTX, DocumentKind.XLSX)

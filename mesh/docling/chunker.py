@@ -7,6 +7,7 @@ at a window's end stand at the beginning of the next.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,7 +17,7 @@ import semchunk
 from docling_core.transforms.chunker.doc_chunk import DocChunk
 from docling_core.transforms.chunker.hybrid_chunker import HybridChunker
 from docling_core.transforms.chunker.tokenizer.base import BaseTokenizer
-from docling_core.types.doc.document import DoclingDocument, SectionHeaderItem, TableItem, TitleItem
+from docling_core.types.doc.document import DoclingDocument, RefItem, SectionHeaderItem, TitleItem
 from pydantic import ConfigDict
 
 from mesh.docling.chunks import Box, Chunk
@@ -52,13 +53,15 @@ class BudgetTokenizer(BaseTokenizer):  # type: ignore[misc, unused-ignore] # unt
 
 
 class _Segmenter(HybridChunker):  # type: ignore[misc, unused-ignore] # untyped where docling is absent
-    """HybridChunker without a leak: semchunk's default keeps every text it ever counted, for ever."""
+    """HybridChunker that cuts a long text without two faults of docling's way.
 
-    def segment(self, doc_chunk: DocChunk, available_length: int, doc_serializer: Any) -> list[str]:
-        """Cut a text that is too long; tables stay docling's business."""
-        items = doc_chunk.meta.doc_items
-        if len(items) == 1 and isinstance(items[0], TableItem):
-            return list(super().segment(doc_chunk, available_length, doc_serializer))
+    semchunk, as docling calls it, keeps every text it ever counted for the life of the process. And tables, which this
+    chunker writes as "row, column = value", are cut there as if they were Markdown, which puts a header of dashes before
+    every piece.
+    """
+
+    def segment(self, doc_chunk: DocChunk, available_length: int, doc_serializer: Any) -> list[str]:  # noqa: ARG002 - docling's signature
+        """Cut a text at the most meaningful places that keep each piece within the length."""
         counter = lru_cache(maxsize=4096)(self.tokenizer.count_tokens)
         return list(semchunk.chunkerify(counter, chunk_size=available_length, memoize=False)(doc_chunk.text))
 
@@ -107,7 +110,11 @@ class WindowedChunker:
     def chunk(self, window: DoclingDocument) -> Iterator[Chunk]:
         """The chunks that are complete with this window."""
         carried = self._carry_headings_into(window)
-        pieces = [self._piece(chunk, window) for chunk in self._docling.chunk(window) if isinstance(chunk, DocChunk)]
+        with warnings.catch_warnings():
+            # It warns, with the whole chunk's repr, of every chunk whose headings leave no room for text.
+            warnings.filterwarnings("ignore", message="Headers and captions")
+            found = [chunk for chunk in self._docling.chunk(window) if isinstance(chunk, DocChunk)]
+        pieces = [_piece(chunk, window) for chunk in found]
         pieces = self._settle_bare_headings(pieces, carried)
         self._follow_headings(window)
         for piece in pieces:
@@ -162,12 +169,6 @@ class WindowedChunker:
                 level = item.level if isinstance(item, SectionHeaderItem) else 0
                 self._headings = {above: text for above, text in self._headings.items() if above < level}
                 self._headings[level] = item.text
-
-    def _piece(self, chunk: DocChunk, window: DoclingDocument) -> _Piece:
-        piece = _Piece(text=chunk.text, headings=tuple(chunk.meta.headings or ()))
-        for item in chunk.meta.doc_items:
-            _place(item, window, piece)
-        return piece
 
     def _within_budget(self, piece: _Piece) -> Iterator[_Piece]:
         """The piece, cut once more where docling's estimate let it grow over the budget."""
@@ -233,14 +234,34 @@ def _contextualized(text: str, headings: tuple[str, ...]) -> str:
     return _DELIMITER.join((*headings, text))
 
 
-def _place(item: DocItem, window: DoclingDocument, piece: _Piece) -> None:
+def _piece(chunk: DocChunk, window: DoclingDocument) -> _Piece:
+    headings = chunk.meta.headings or ()
+    if not chunk.text:  # headings alone; docling leaves them out of the chunk where they are over the budget
+        headings = [RefItem(cref=item.self_ref).resolve(window).text for item in chunk.meta.doc_items]
+    piece = _Piece(text=chunk.text, headings=tuple(headings))
+    points = _points_per_unit(window)
+    for item in chunk.meta.doc_items:
+        _place(item, window, points, piece)
+    return piece
+
+
+def _points_per_unit(document: DoclingDocument) -> float | None:
+    """What docling's coordinates mean: points in PDFs, EMU in slides, numbers of columns and rows (no place) in sheets."""
+    media_type = document.origin.mimetype if document.origin else ""
+    if "presentationml" in media_type:
+        return 1 / 12_700
+    return None if "spreadsheetml" in media_type else 1.0
+
+
+def _place(item: DocItem, window: DoclingDocument, points: float | None, piece: _Piece) -> None:
     for provenance in item.prov:
         page = window.pages.get(provenance.page_no)
         piece.pages.add(provenance.page_no)
-        if page is None or page.size is None:
+        if page is None or page.size is None or points is None:
             continue
         box = provenance.bbox.to_top_left_origin(page.size.height)
-        piece.boxes.append(Box(provenance.page_no, round(box.l, 2), round(box.t, 2), round(box.r, 2), round(box.b, 2)))
+        corners = (round(value * points, 2) for value in (box.l, box.t, box.r, box.b))
+        piece.boxes.append(Box(provenance.page_no, *corners))
 
 
 def _united(boxes: list[Box]) -> Iterator[Box]:
