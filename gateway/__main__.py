@@ -58,6 +58,8 @@ def main() -> int:
         log_config=None,
         access_log=False,
         server_header=False,
+        # Nothing here is decided by the client's address, so nobody needs to be trusted to forward one.
+        proxy_headers=False,
         date_header=False,
         backlog=_BACKLOG,
         timeout_keep_alive=30,

@@ -74,6 +74,8 @@ def create_app(settings: GatewaySettings, *, peers: Peers | None = None, lifecyc
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # FastAPI's own telemetry asks three providers per request, and can record bodies; ours does neither.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         exception_handlers={HTTPException: _pass_on},
         lifespan=_lifespan(peers, lifecycle),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import cache
 
 from prometheus_client import Counter, Histogram
 from starlette.exceptions import HTTPException
@@ -116,13 +117,20 @@ def route_label(scope: Scope) -> str:
     return str(getattr(scope.get("route"), "path", "unmatched"))
 
 
+@cache
+def _series(route: str, method: str, status: int) -> tuple[Counter, Histogram]:
+    """The time series of a request; finding one by its labels costs as much as all the rest of the counting."""
+    return REQUESTS.labels(route, method, str(status)), LATENCY.labels(route, method)
+
+
 def _record(exchange: Exchange, scope: Scope, status: int) -> None:
     seconds = exchange.elapsed_ms() / 1000
     route = route_label(scope)
     # Methods are the client's words too.
     method = scope["method"] if scope["method"] in {"GET", "POST", "HEAD", "OPTIONS"} else "other"
-    REQUESTS.labels(route, method, str(status)).inc()
-    LATENCY.labels(route, method).observe(seconds)
+    requests, latency = _series(route, method, status)
+    requests.inc()
+    latency.observe(seconds)
     if route in _QUIET_ROUTES and status < 400:
         return
     _LOG.info(
