@@ -387,8 +387,17 @@ class RawRequest:
         }
 
     def start(self, app: Any) -> asyncio.Task[None]:
-        """Let ``app`` answer; the task ends when it has."""
-        return asyncio.create_task(app(self._scope, self._incoming.get, self._send))
+        """Let ``app`` answer; the task ends when it has, or fails after ten seconds."""
+        return asyncio.create_task(self._answered_by(app))
+
+    async def _answered_by(self, app: Any) -> None:
+        # A task of its own: a gateway that takes a cancellation for a leaving client must not swallow the test's.
+        answering = asyncio.create_task(app(self._scope, self._incoming.get, self._send))
+        await asyncio.wait({answering}, timeout=10)
+        if not answering.done():
+            answering.cancel()
+            raise TimeoutError("The gateway did not answer.")
+        answering.result()
 
     def say(self, body: bytes = b"", *, more: bool = False) -> None:
         """Send a piece of the body."""

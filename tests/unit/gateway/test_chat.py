@@ -145,6 +145,7 @@ async def test_text_parts_are_joined_and_roles_are_known(client: httpx.AsyncClie
         ("response_format", {"type": "json_schema", "json_schema": {}}),
         ("response_format", {"type": "json_object"}),
         ("logprobs", True),
+        ("logprobs", 0),
         ("top_logprobs", 3),
         ("logit_bias", {"50256": -100}),
         ("modalities", ["text", "audio"]),

@@ -11,8 +11,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from prometheus_client import REGISTRY
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway.app import create_app
+from gateway.middleware import Attention
 from gateway.settings import GatewaySettings
 from gateway.testing import FakePeers, RawRequest
 from mesh.context import Priority
@@ -132,8 +134,37 @@ async def test_a_client_that_leaves_a_stream_ends_the_writing(app: FastAPI, peer
     request.leave()
     await task
     assert peers.writer.left_early
+    assert peers.writer.closed.is_set()
     assert not request.is_whole
     assert b"[DONE]" not in request.body
+
+
+async def test_the_end_of_an_answer_is_not_taken_for_a_leaving_client() -> None:
+    """A server tells of both in the same words; what a route still tidies up after its answer is not cancelled."""
+    begun, ended, tidied = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def receive() -> Message:
+        if not begun.is_set():
+            begun.set()
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await ended.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if not message.get("more_body", True):
+            ended.set()
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await asyncio.sleep(0)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": False})
+        for _ in range(5):
+            await asyncio.sleep(0)
+        tidied.set()
+
+    await Attention(route)({"type": "http", "method": "POST"}, receive, send)
+    assert tidied.is_set()
 
 
 async def test_the_first_words_leave_before_the_last_are_written(app: FastAPI, peers: FakePeers) -> None:
