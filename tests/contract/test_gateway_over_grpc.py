@@ -90,6 +90,10 @@ async def test_embeddings_and_the_request_id_cross_the_wire() -> None:
         body = {"input": ["aeiou", "xyz"]}
         answer = await client.post("/v1/embeddings", json=body, headers={"x-request-id": "mine-7"})
         status = (await client.get("/status")).json()
+        # The probe may not have heard of the worker yet, while a call already got through.
+        async with asyncio.timeout(5):
+            while not status["hops"][0]["serving"]:
+                status = (await client.get("/status")).json()
     assert [item["embedding"] for item in answer.json()["data"]] == [[5.0, 5.0], [3.0, 0.0]]
     assert worker.request_ids == ["mine-7"]
     embedding, *others = status["hops"]
