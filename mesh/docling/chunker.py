@@ -55,12 +55,12 @@ class BudgetTokenizer(BaseTokenizer):  # type: ignore[misc, unused-ignore] # unt
 class _Segmenter(HybridChunker):  # type: ignore[misc, unused-ignore] # untyped where docling is absent
     """HybridChunker that cuts a long text without two faults of docling's way.
 
-    semchunk, as docling calls it, keeps every text it ever counted for the life of the process. And tables, which this
-    chunker writes as "row, column = value", are cut there as if they were Markdown, which puts a header of dashes before
-    every piece.
+    semchunk, as docling calls it, keeps every text it ever counted for the life of the process. And tables, which
+    this chunker writes as "row, column = value", are cut there as if they were Markdown, which puts a header of dashes
+    before every piece.
     """
 
-    def segment(self, doc_chunk: DocChunk, available_length: int, doc_serializer: Any) -> list[str]:  # noqa: ARG002 - docling's signature
+    def segment(self, doc_chunk: DocChunk, available_length: int, doc_serializer: Any) -> list[str]:  # noqa: ARG002
         """Cut a text at the most meaningful places that keep each piece within the length."""
         counter = lru_cache(maxsize=4096)(self.tokenizer.count_tokens)
         return list(semchunk.chunkerify(counter, chunk_size=available_length, memoize=False)(doc_chunk.text))
@@ -246,7 +246,7 @@ def _piece(chunk: DocChunk, window: DoclingDocument) -> _Piece:
 
 
 def _points_per_unit(document: DoclingDocument) -> float | None:
-    """What docling's coordinates mean: points in PDFs, EMU in slides, numbers of columns and rows (no place) in sheets."""
+    """What docling's coordinates mean: points in PDFs, EMU in slides, columns and rows (so no place) in sheets."""
     media_type = document.origin.mimetype if document.origin else ""
     if "presentationml" in media_type:
         return 1 / 12_700

@@ -70,7 +70,7 @@ class BreakerSnapshot:
 
 
 Listener = Callable[[BreakerState, BreakerState, str], None]
-"""Called as (before, after, reason) on each change of state, with the breaker's lock held: be quick and call nothing."""
+"""Called as (before, after, reason) on each change of state, with the breaker's lock held: it must be quick."""
 
 
 class CircuitBreaker:
