@@ -1,0 +1,154 @@
+"""embedding.v1 to the embedder and back: translation only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import numpy as np
+
+from embedding_service.embedder import Embeddings, EmbeddingRequest, InputType
+from embedding_service.settings import EmbeddingSettings
+from embedding_service.worker import EmbeddingWorker
+from inference.tokenizing import Truncation
+from mesh.context import CallContext
+from mesh.deadline import Deadline
+from mesh.errors import InvalidRequest
+from mesh.pb.embedding.v1 import embedding_pb2 as pb
+from mesh.pb.embedding.v1 import embedding_pb2_grpc
+from mesh.serving import call_context, deadline_of
+from mesh.serving.calls import ServicerContext
+from mesh.version import VERSION
+
+SERVICE = pb.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
+
+_TRUNCATION = {
+    pb.TRUNCATION_UNSPECIFIED: Truncation.END,
+    pb.TRUNCATION_END: Truncation.END,
+    pb.TRUNCATION_START: Truncation.START,
+    pb.TRUNCATION_REFUSE: Truncation.REFUSE,
+}
+_INPUT_TYPE = {
+    pb.INPUT_TYPE_UNSPECIFIED: InputType.UNSPECIFIED,
+    pb.INPUT_TYPE_QUERY: InputType.QUERY,
+    pb.INPUT_TYPE_DOCUMENT: InputType.DOCUMENT,
+}
+
+
+class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
+    """EmbeddingService. MeshErrors raised here are translated by the worker's interceptor."""
+
+    def __init__(self, worker: EmbeddingWorker, settings: EmbeddingSettings) -> None:
+        self._worker = worker
+        self._settings = settings
+
+    async def Embed(self, request: pb.EmbedRequest, context: ServicerContext) -> pb.EmbedResponse:
+        """See embedding.proto."""
+        return await self._answer(request, deadline_of(context), call_context(context))
+
+    async def EmbedStream(
+        self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: ServicerContext
+    ) -> AsyncIterator[pb.EmbedStreamResponse]:
+        """See embedding.proto. Requests are computed side by side and answered in their order."""
+        deadline, call = deadline_of(context), call_context(context)
+        # Bounded, so that a client that sends faster than it reads is slowed by gRPC's flow control.
+        running: asyncio.Queue[asyncio.Task[pb.EmbedResponse] | None] = asyncio.Queue(
+            self._settings.max_stream_requests
+        )
+
+        async def read(group: asyncio.TaskGroup) -> None:
+            async for frame in request_iterator:
+                await running.put(group.create_task(self._answer(frame.request, deadline, call)))
+            await running.put(None)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(read(group))
+                index = 0
+                while (task := await running.get()) is not None:
+                    yield pb.EmbedStreamResponse(response=await task, index=index)
+                    index += 1
+        except BaseExceptionGroup as failures:
+            # The first error ends the stream, under its own name.
+            raise failures.exceptions[0] from None
+
+    async def Info(self, request: pb.InfoRequest, context: ServicerContext) -> pb.InfoResponse:  # noqa: ARG002 - gRPC's
+        """See embedding.proto."""
+        embedder = self._worker.embedder
+        model, verdict, engine = embedder.loaded.model, embedder.loaded.verdict, embedder.loaded.engine
+        return pb.InfoResponse(
+            models=[
+                pb.Model(
+                    name=model.name,
+                    aliases=embedder.aliases,
+                    revision=model.revision,
+                    source=model.source.value,
+                    dimensions=model.card.dimensions,
+                    max_input_tokens=model.card.max_input_tokens,
+                    engine=verdict.engine,
+                    precision=engine.traits.precision,
+                    device=engine.traits.device,
+                    fidelity_min_cosine=verdict.min_cosine,
+                    fidelity_mean_cosine=verdict.mean_cosine,
+                    check_texts_per_second=verdict.texts_per_second,
+                    pooling=model.card.pooling.value,
+                    matryoshka_dimensions=embedder.matryoshka,
+                )
+            ],
+            limits=pb.Limits(
+                max_inputs_per_request=embedder.limits.inputs_per_request,
+                max_tokens_per_request=embedder.limits.tokens_per_request,
+                max_request_bytes=self._settings.max_message_bytes,
+                max_queued_tokens=embedder.limits.queued_tokens,
+            ),
+            version=VERSION,
+        )
+
+    async def _answer(self, request: pb.EmbedRequest, deadline: Deadline, call: CallContext) -> pb.EmbedResponse:
+        embedder = self._worker.embedder
+        found = await embedder.embed(_from_wire(request), deadline=deadline, priority=call.priority)
+        return _to_wire(found, model=embedder.loaded.model.name, readable=request.format == pb.VECTOR_FORMAT_FLOATS)
+
+
+def _from_wire(request: pb.EmbedRequest) -> EmbeddingRequest:
+    truncation, input_type = _TRUNCATION.get(request.truncation), _INPUT_TYPE.get(request.input_type)
+    if truncation is None:
+        raise InvalidRequest(f"truncation has no value {request.truncation}.", param="truncation")
+    if input_type is None:
+        raise InvalidRequest(f"input_type has no value {request.input_type}.", param="input_type")
+    return EmbeddingRequest(
+        texts=tuple(request.texts),
+        token_inputs=tuple(tuple(each.ids) for each in request.token_inputs),
+        model=request.model,
+        dimensions=request.dimensions if request.HasField("dimensions") else None,
+        normalize=request.normalize if request.HasField("normalize") else True,
+        truncation=truncation,
+        input_type=input_type,
+    )
+
+
+def _to_wire(found: Embeddings, *, model: str, readable: bool) -> pb.EmbedResponse:
+    rows, dim = found.vectors.shape
+    response = pb.EmbedResponse(
+        model=model,
+        rows=rows,
+        dim=dim,
+        usage=pb.Usage(tokens=found.tokens, characters=found.characters),
+        timings=pb.Timings(
+            total_us=_microseconds(found.total_seconds),
+            tokenization_us=_microseconds(found.tokenization_seconds),
+            queue_us=_microseconds(found.queue_seconds),
+            inference_us=_microseconds(found.inference_seconds),
+            batch_size=found.batch_size,
+        ),
+        truncated_inputs=found.truncated,
+    )
+    if readable:
+        response.readable_vectors.extend(pb.Vector(values=row.tolist()) for row in found.vectors)
+    else:
+        response.vectors = np.ascontiguousarray(found.vectors, dtype="<f4").tobytes()
+    return response
+
+
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1e6)

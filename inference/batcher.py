@@ -1,0 +1,362 @@
+"""Continuous batching: callers await on the event loop, one thread keeps the engine busy.
+
+While the engine computes one batch, the next forms in the queue; it is cut at the moment the engine is free, so that
+late arrivals still join and cancelled work is already gone. An idle engine starts at once. The engine's thread takes
+its work under a lock by itself: a busy event loop never leaves a device waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, cast
+
+from inference.admission import AdmissionQueue, Entry, R, Ticket, W
+from inference.engines import DeviceOutOfMemory
+from inference.metrics import BatchMetrics
+from mesh.clock import Clock, monotonic
+from mesh.context import Priority
+from mesh.deadline import Deadline
+from mesh.errors import DeadlineExceeded, GpuOutOfMemory, Internal, MeshError, Overloaded, Unavailable
+from mesh.telemetry import fields, get_logger
+
+log = get_logger(__name__)
+
+_RATE_WEIGHT = 0.2
+"""Of the newest batch in the running average of the engine's speed."""
+_SHORTEST_RETRY_SECONDS = 0.1
+_LONGEST_RETRY_SECONDS = 60.0
+_BULK_SHARE = 0.75
+"""Of the queue, so that bulk work never leaves interactive requests without room."""
+_JOIN_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLimits:
+    """How much is computed at once and how much may wait.
+
+    Attributes:
+        batch_tokens: budget of one batch, padding included.
+        queued_tokens: tokens that may wait. At least one request's maximum, or the largest requests never get in.
+        initial_tokens_per_second: the engine's speed as measured when it was chosen; 0 when unknown.
+    """
+
+    batch_tokens: int
+    queued_tokens: int
+    initial_tokens_per_second: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTimings:
+    """Where a request's time went.
+
+    Attributes:
+        queue_seconds: from admission to its first batch.
+        inference_seconds: of all batches it was part of.
+        largest_batch: items in the largest of them, other callers' included.
+    """
+
+    queue_seconds: float
+    inference_seconds: float
+    largest_batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batched(Generic[R]):
+    """One result per item, in the caller's order."""
+
+    results: list[R]
+    timings: BatchTimings
+
+
+class Batcher(Generic[W, R]):
+    """Runs every caller's items through one function in shared batches.
+
+    Args:
+        run: computes a batch on the engine's thread, one result per item in order. It may raise DeviceOutOfMemory
+            (the batch is split), a MeshError (it reaches the callers concerned), or anything else (Internal).
+        limits: see BatchLimits.
+        capability: name for metrics, log lines and the thread.
+        clock: passed in by tests.
+    """
+
+    def __init__(
+        self, run: Callable[[Sequence[W]], Sequence[R]], limits: BatchLimits, *, capability: str, clock: Clock = monotonic
+    ) -> None:
+        self._run = run
+        self._limits = limits
+        self._clock = clock
+        self._metrics = BatchMetrics(capability)
+        self._capability = capability
+        self._queue: AdmissionQueue[W, R] = AdmissionQueue(limits.batch_tokens)
+        self._changed = threading.Condition()
+        self._futures: dict[Ticket[W, R], asyncio.Future[None]] = {}
+        self._tokens_per_second = limits.initial_tokens_per_second
+        self._running_tokens = 0
+        self._last_progress = clock()
+        self._draining = False
+        self._broken: MeshError | None = None
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Start the engine's thread. Call on the event loop that will submit."""
+        self._loop = asyncio.get_running_loop()
+        # A daemon: a device call that never returns must not keep the process from ending.
+        self._thread = threading.Thread(target=self._serve, name=f"{self._capability}-engine", daemon=True)
+        self._thread.start()
+
+    async def submit(self, works: Sequence[W], *, deadline: Deadline, priority: Priority) -> Batched[R]:
+        """Compute ``works`` and return their results in order.
+
+        Cancelling the awaiting task takes what still waits out of the queue.
+
+        Raises:
+            Overloaded: too many tokens wait, or the wait is longer than the deadline; retry_after is measured.
+            DeadlineExceeded: the time was up before all of it was computed.
+            GpuOutOfMemory: one item alone does not fit the device.
+            Unavailable: draining.
+        """
+        if not works:
+            return Batched([], BatchTimings(0.0, 0.0, 0))
+        deadline.require()
+        assert self._loop is not None, "start() comes first"
+        ticket: Ticket[W, R] = Ticket(works, deadline, priority, admitted_at=self._clock())
+        done = self._loop.create_future()
+        with self._changed:
+            self._admit(ticket)
+            self._futures[ticket] = done
+            self._changed.notify()
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                await done
+        except TimeoutError as error:
+            self._metrics.refused("deadline")
+            raise _too_late() from error
+        except asyncio.CancelledError:
+            self._metrics.refused("cancelled")
+            raise
+        finally:
+            self._forget(ticket)
+        return _collected(ticket)
+
+    def progress(self) -> float:
+        """Seconds for which admitted work has waited without the engine starting or finishing a batch; 0.0 when idle."""
+        with self._changed:
+            busy = bool(self._running_tokens or len(self._queue))
+            return max(0.0, self._clock() - self._last_progress) if busy else 0.0
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that wait now."""
+        return self._queue.tokens
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The engine's speed as a running average; 0.0 before it is known."""
+        return self._tokens_per_second
+
+    async def stop(self) -> None:
+        """Refuse new work, finish what was admitted, end the thread. Returns at once when never started."""
+        with self._changed:
+            self._draining = True
+            self._changed.notify()
+        if self._thread is not None:
+            # A device call that hangs must not hold up the process's end.
+            await asyncio.to_thread(self._thread.join, _JOIN_SECONDS)
+
+    # -- on the event loop, holding the lock --------------------------------------------------------------------------
+
+    def _admit(self, ticket: Ticket[W, R]) -> None:
+        if self._broken is not None:
+            raise self._broken
+        if self._draining:
+            self._metrics.refused("draining")
+            raise Unavailable("The worker is draining; another one will answer.", reason="DRAINING", retry_after=1.0)
+        wanted = sum(each.tokens for each in ticket.works)
+        bulk = ticket.priority is Priority.BULK
+        room = self._limits.queued_tokens * (_BULK_SHARE if bulk else 1.0)
+        over = self._queue.tokens + wanted - room
+        if over > 0 and len(self._queue):
+            self._metrics.refused("full")
+            raise self._overloaded("The queue is full; come back a little later.", "QUEUE_FULL", self._seconds(over))
+        ahead = self._queue.tokens if bulk else self._queue.lane_tokens[Priority.INTERACTIVE]
+        wait = self._seconds(ahead + self._running_tokens)
+        if wait > ticket.deadline.remaining():
+            self._metrics.refused("full")
+            raise self._overloaded(
+                "The queue is longer than the request's deadline allows; come back later or allow more time.",
+                "QUEUE_LONGER_THAN_DEADLINE",
+                wait - ticket.deadline.remaining(),
+            )
+        if not self._running_tokens and not len(self._queue):
+            self._last_progress = ticket.admitted_at
+        self._queue.add(ticket)
+        self._metrics.queued(self._queue.tokens)
+
+    def _overloaded(self, message: str, reason: str, seconds: float) -> Overloaded:
+        retry_after = min(_LONGEST_RETRY_SECONDS, max(_SHORTEST_RETRY_SECONDS, seconds))
+        return Overloaded(message, reason=reason, retry_after=round(retry_after, 3))
+
+    def _seconds(self, tokens: int) -> float:
+        """How long the engine takes for ``tokens``; 0.0 while its speed is unknown."""
+        return tokens / self._tokens_per_second if self._tokens_per_second else 0.0
+
+    def _forget(self, ticket: Ticket[W, R]) -> None:
+        with self._changed:
+            self._futures.pop(ticket, None)
+            ticket.abandoned = True
+            self._queue.remove(ticket)
+            self._metrics.queued(self._queue.tokens)
+
+    # -- on the engine's thread ---------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        try:
+            while batch := self._next_batch():
+                self._compute(batch)
+                self._end()
+        except BaseException:
+            log.exception("the engine's thread ended", extra=fields(capability=self._capability))
+            self._fail_everything(Internal("The engine stopped; the worker has to be restarted.", reason="ENGINE_BROKEN"))
+
+    def _next_batch(self) -> list[Entry[W, R]]:
+        """Wait for work, drop what nobody can use, and cut a batch. Empty when drained."""
+        with self._changed:
+            while True:
+                batch = [entry for entry in self._queue.take() if self._still_wanted(entry.ticket)]
+                if batch:
+                    self._begin(batch)
+                    return batch
+                if not len(self._queue):
+                    if self._draining:
+                        return []
+                    self._changed.wait()
+
+    def _still_wanted(self, ticket: Ticket[W, R]) -> bool:
+        if not ticket.over and ticket.deadline.expired:
+            self._metrics.refused("deadline")
+            self._settle(ticket, _too_late())
+        return not ticket.over
+
+    def _begin(self, batch: list[Entry[W, R]]) -> None:
+        now = self._clock()
+        self._last_progress = now
+        self._running_tokens = sum(entry.tokens for entry in batch)
+        self._metrics.queued(self._queue.tokens)
+        for entry in batch:
+            if entry.ticket.started_at is None:
+                entry.ticket.started_at = now
+                self._metrics.waited(entry.ticket.priority.value, now - entry.ticket.admitted_at)
+
+    def _end(self) -> None:
+        with self._changed:
+            self._last_progress = self._clock()
+            self._running_tokens = 0
+
+    def _compute(self, batch: list[Entry[W, R]]) -> None:
+        """Run one batch; where it fails, halve it until the item at fault stands alone."""
+        batch = [entry for entry in batch if not entry.ticket.over]
+        if not batch:
+            return
+        started = self._clock()
+        try:
+            results = self._run([entry.work for entry in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"the engine answered {len(results)} results for {len(batch)} items")
+        except Exception as error:
+            self._recover(batch, error)
+            return
+        self._finish(batch, results, self._clock() - started)
+
+    def _recover(self, batch: list[Entry[W, R]], error: Exception) -> None:
+        out_of_memory = isinstance(error, DeviceOutOfMemory)
+        with self._changed:
+            self._last_progress = self._clock()
+        if len(batch) == 1:
+            self._fail(batch[0].ticket, error)
+            return
+        self._metrics.split("oom" if out_of_memory else "error")
+        if out_of_memory:
+            self._shrink_budget(batch)
+        middle = len(batch) // 2
+        self._compute(batch[:middle])
+        self._compute(batch[middle:])
+
+    def _shrink_budget(self, batch: list[Entry[W, R]]) -> None:
+        """Memory that did not suffice once will not suffice again: the next batches are cut smaller from the start."""
+        computed = len(batch) * max(entry.tokens for entry in batch)
+        with self._changed:
+            self._queue.batch_tokens = max(1, min(self._queue.batch_tokens, computed // 2))
+            budget = self._queue.batch_tokens
+        log.warning("out of memory: smaller batches", extra=fields(capability=self._capability, batch_tokens=budget))
+
+    def _fail(self, ticket: Ticket[W, R], error: Exception) -> None:
+        if isinstance(error, MeshError):
+            failure: MeshError = error
+        elif isinstance(error, DeviceOutOfMemory):
+            failure = GpuOutOfMemory("One input alone does not fit the device's memory; send a shorter one.")
+        else:
+            log.error("a batch failed", exc_info=error, extra=fields(capability=self._capability))
+            failure = Internal("The engine failed on this request; the worker's log has the traceback.")
+        with self._changed:
+            self._settle(ticket, failure)
+
+    def _finish(self, batch: list[Entry[W, R]], results: Sequence[R], seconds: float) -> None:
+        tokens = sum(entry.tokens for entry in batch)
+        self._metrics.batch(
+            size=len(batch), tokens=tokens, longest=max(entry.tokens for entry in batch), seconds=seconds
+        )
+        with self._changed:
+            self._last_progress = self._clock()
+            self._learn_speed(tokens, seconds)
+            for entry, result in zip(batch, results, strict=True):
+                entry.ticket.results[entry.index] = result
+                entry.ticket.open_items -= 1
+            for ticket in {id(entry.ticket): entry.ticket for entry in batch}.values():
+                ticket.inference_seconds += seconds
+                ticket.largest_batch = max(ticket.largest_batch, len(batch))
+                if ticket.open_items == 0:
+                    self._settle(ticket, None)
+
+    def _learn_speed(self, tokens: int, seconds: float) -> None:
+        # A nearly empty batch says little about a full one: its time is mostly overhead.
+        if seconds <= 0 or tokens < self._queue.batch_tokens // 4:
+            return
+        speed = tokens / seconds
+        known = self._tokens_per_second
+        self._tokens_per_second = known + _RATE_WEIGHT * (speed - known) if known else speed
+
+    def _settle(self, ticket: Ticket[W, R], failure: MeshError | None) -> None:
+        """Answer the caller, and take what is left of a failed ticket out of the queue. Holds the lock."""
+        ticket.failure = failure
+        self._queue.remove(ticket)
+        future = self._futures.pop(ticket, None)
+        if future is not None and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_resolve, future)
+
+    def _fail_everything(self, failure: MeshError) -> None:
+        with self._changed:
+            self._broken = failure
+            for ticket in list(self._futures):
+                self._settle(ticket, failure)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _collected(ticket: Ticket[W, R]) -> Batched[R]:
+    if ticket.failure is not None:
+        raise ticket.failure
+    queue_seconds = (ticket.started_at or ticket.admitted_at) - ticket.admitted_at
+    timings = BatchTimings(queue_seconds, ticket.inference_seconds, ticket.largest_batch)
+    # Without a failure every slot is filled.
+    return Batched(cast("list[R]", ticket.results), timings)
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("The request's time was up before it was computed; allow it more time or send less at once.")

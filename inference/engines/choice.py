@@ -1,0 +1,319 @@
+"""Chooses the engine: measures each that can run here, keeps the fastest faithful one, and remembers it.
+
+The verdict is kept per weights, head, machine and wish, so that a second start loads one engine and measures nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from inference import machine
+from inference.engines import Engine, FloatArray, Head, checks, onnx_export
+from inference.padding import pad
+from inference.tokenizing import TextTokenizer, TokenizedInput
+from mesh.errors import ModelUnusable
+from mesh.telemetry import fields, get_logger
+
+if TYPE_CHECKING:
+    from inference.models import ResolvedModel
+
+log = get_logger(__name__)
+
+AUTO = "auto"
+REFERENCE = "torch"
+"""float32 in torch: what every other engine is compared with."""
+
+_VERDICT_FORMAT = 1
+_LIGHT_BONUS = 1.1
+"""onnxruntime wins unless another engine is this much faster: a worker without torch starts sooner and is smaller."""
+_CPU_BUDGETS = (512, 1024, 2048)
+_CUDA_BUDGETS = (4096, 16384, 65536)
+_ROUNDS = 3
+_CLEARLY_FASTER = 1.03
+"""A larger batch budget has to pay: everyone in the queue waits for the running batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnginePlan:
+    """What an operator wants of the engine.
+
+    Attributes:
+        engine: ``auto``, or one of ENGINES to pin it.
+        device: ``auto``, ``cpu`` or ``cuda:0``.
+        threads: of one operator on CPU; 0 means all CPUs of the process.
+        min_cosine: what ``auto`` calls faithful, over the check texts.
+        models_dir: where exported graphs and verdicts are kept.
+    """
+
+    models_dir: Path
+    engine: str = AUTO
+    device: str = AUTO
+    threads: int = 0
+    min_cosine: float = 0.999
+
+    @property
+    def cpu_threads(self) -> int:
+        """Threads to use on CPU."""
+        return self.threads or machine.cpus()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """How one engine did on the check texts, on this machine.
+
+    Attributes:
+        engine: one of ENGINES.
+        device: ``cpu`` or ``cuda:0``.
+        min_cosine, mean_cosine: to the float32 reference.
+        texts_per_second, tokens_per_second: on texts of 5 to 25 words, in batches of ``batch_tokens``.
+        batch_tokens: the batch budget at which it was fastest.
+    """
+
+    engine: str
+    device: str
+    min_cosine: float
+    mean_cosine: float
+    texts_per_second: float
+    tokens_per_second: float
+    batch_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One model to be run: what, with which tokenizer, for which output."""
+
+    model: ResolvedModel
+    tokenizer: TextTokenizer
+    head: Head
+
+
+def _open_onnxruntime(job: Job, plan: EnginePlan, device: str) -> Engine:
+    from inference.engines.onnxruntime import OnnxRuntimeEngine
+
+    graph = onnx_export.graph_file(plan.models_dir, job.model, job.head)
+    if not graph.is_file():
+        onnx_export.export(job.model, job.head, graph)
+    return OnnxRuntimeEngine(graph, job.head, device=device, threads=plan.cpu_threads)
+
+
+def _torch_in(precision: str) -> Callable[[Job, EnginePlan, str], Engine]:
+    def open_torch(job: Job, plan: EnginePlan, device: str) -> Engine:
+        from inference.engines.torch import TorchEngine, TorchOptions
+
+        options = TorchOptions(precision=precision, device=device, threads=plan.cpu_threads)
+        return TorchEngine(job.model, job.head, options)
+
+    return open_torch
+
+
+ENGINES: dict[str, Callable[[Job, EnginePlan, str], Engine]] = {
+    "onnxruntime": _open_onnxruntime,
+    "torch-bf16": _torch_in("bfloat16"),
+    "torch-fp16": _torch_in("float16"),
+    REFERENCE: _torch_in("float32"),
+}
+"""Every engine by name, with the function that opens it. The order is that of the measurement."""
+
+Report = Callable[[str], None]
+"""Takes one line of progress."""
+
+
+def open_engine(job: Job, plan: EnginePlan, report: Report) -> tuple[Engine, Verdict]:
+    """The engine for ``job``: as remembered, or measured now.
+
+    Raises:
+        ModelUnusable: no engine can run the model, or the pinned one is unknown or not installed.
+    """
+    if plan.engine not in (AUTO, *ENGINES):
+        raise ModelUnusable(
+            f"There is no engine {plan.engine!r}. Choose {AUTO} or one of {', '.join(ENGINES)}.",
+            reason="ENGINE_UNKNOWN",
+        )
+    remembered = _Memory.of(job, plan)
+    # One process at a time: two measuring side by side would slow each other down and choose wrongly.
+    with _alone(plan.models_dir):
+        verdict = remembered.read()
+        if verdict is None:
+            verdict = _judge(job, plan, report)
+            remembered.write(verdict)
+    report(f"{job.model.name}: loading with {verdict.engine} on {verdict.device}")
+    return ENGINES[verdict.engine](job, plan, verdict.device), verdict
+
+
+def _judge(job: Job, plan: EnginePlan, report: Report) -> Verdict:
+    if machine.installed("torch") is None or machine.installed("transformers") is None:
+        raise ModelUnusable(
+            f"{job.model.name} has not been prepared for this machine, and torch and transformers, which that needs, "
+            "are not installed. Install them, or run python -m inference.prepare where they are and share its models.",
+            reason="ENGINE_NOT_PREPARED",
+        )
+    device = _device(plan)
+    inputs = checks.check_inputs(job.tokenizer, job.head)
+    report(f"{job.model.name}: computing the float32 reference")
+    reference_engine = _torch_in("float32")(job, plan, "cpu")
+    reference = _outputs(reference_engine, job, inputs)
+    reference_engine.close()
+    verdicts = []
+    for name in _candidates(plan, device):
+        try:
+            verdict = _measure(name, job, replace(plan, device=device), inputs, reference)
+        except Exception as error:
+            log.warning("engine left out", exc_info=error, extra=fields(model=job.model.name, engine=name))
+            report(f"{job.model.name}: {name} cannot run here and is left out")
+            continue
+        report(
+            f"{job.model.name}: {name} on {verdict.device}: {verdict.texts_per_second:.0f} texts/s, "
+            f"min cosine {verdict.min_cosine:.5f}"
+        )
+        verdicts.append(verdict)
+    return choose(verdicts, plan, name=job.model.name)
+
+
+def choose(verdicts: Sequence[Verdict], plan: EnginePlan, *, name: str) -> Verdict:
+    """The fastest of the faithful; a pinned engine wins even where it is not.
+
+    Raises:
+        ModelUnusable: none could run, or none is faithful.
+    """
+    if plan.engine != AUTO:
+        for verdict in verdicts:
+            if verdict.min_cosine < plan.min_cosine:
+                log.warning("the pinned engine is not faithful", extra=fields(**asdict(verdict)))
+            return verdict
+        raise ModelUnusable(
+            f"The engine {plan.engine} cannot run {name} here. The worker's log has the reason; set it to {AUTO}.",
+            reason="ENGINE_UNUSABLE",
+        )
+    faithful = [verdict for verdict in verdicts if verdict.min_cosine >= plan.min_cosine]
+    if not faithful:
+        raise ModelUnusable(
+            f"No engine runs {name} faithfully here. The worker's log has the figures; lower the smallest cosine "
+            "allowed, or pin an engine.",
+            reason="ENGINE_UNUSABLE",
+        )
+    return max(faithful, key=lambda each: each.texts_per_second * (_LIGHT_BONUS if each.engine == "onnxruntime" else 1))
+
+
+def _candidates(plan: EnginePlan, device: str) -> list[str]:
+    if plan.engine != AUTO:
+        return [plan.engine]
+    names = list(ENGINES)
+    if device == "cpu":
+        names.remove("torch-fp16")  # no CPU runs it faster than bfloat16
+    if machine.installed("onnxruntime") is None and machine.installed("onnxruntime-gpu") is None:
+        names.remove("onnxruntime")
+    return names
+
+
+def _device(plan: EnginePlan) -> str:
+    if plan.device != AUTO:
+        return plan.device
+    if machine.may_have_cuda():
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda:0"
+    return "cpu"
+
+
+def _measure(
+    name: str, job: Job, plan: EnginePlan, inputs: Sequence[TokenizedInput], reference: list[FloatArray]
+) -> Verdict:
+    device = "cpu" if name == "onnxruntime" and machine.installed("onnxruntime-gpu") is None else plan.device
+    engine = ENGINES[name](job, plan, device)
+    try:
+        low, mean = checks.agreement(reference, _outputs(engine, job, inputs))
+        timed = checks.timed_inputs(job.tokenizer, job.head)
+        budget, seconds = _fastest_budget(engine, job, timed, _CPU_BUDGETS if device == "cpu" else _CUDA_BUDGETS)
+    finally:
+        engine.close()
+    return Verdict(
+        engine=name,
+        device=device,
+        min_cosine=low,
+        mean_cosine=mean,
+        texts_per_second=len(timed) / seconds,
+        tokens_per_second=sum(each.tokens for each in timed) / seconds,
+        batch_tokens=budget,
+    )
+
+
+def _fastest_budget(
+    engine: Engine, job: Job, timed: Sequence[TokenizedInput], budgets: Sequence[int]
+) -> tuple[int, float]:
+    """The batch budget with the best time over all timed inputs, and that time in seconds."""
+    best_budget, best_seconds = budgets[0], float("inf")
+    for budget in budgets:
+        batches = [pad(batch, pad_token_id=job.model.card.pad_token_id) for batch in _batches(timed, budget)]
+        engine.run(batches[0])
+        seconds = float("inf")
+        for _ in range(_ROUNDS):
+            started = time.perf_counter()
+            for batch in batches:
+                engine.run(batch)
+            seconds = min(seconds, time.perf_counter() - started)
+        if seconds * _CLEARLY_FASTER < best_seconds:
+            best_budget, best_seconds = budget, seconds
+    return best_budget, best_seconds
+
+
+def _outputs(engine: Engine, job: Job, inputs: Sequence[TokenizedInput]) -> list[FloatArray]:
+    found: list[FloatArray] = []
+    for batch in _batches(inputs, _CPU_BUDGETS[0]):
+        padded = pad(batch, pad_token_id=job.model.card.pad_token_id)
+        found += checks.comparable(engine.run(padded), padded, job.head)
+    return found
+
+
+def _batches(inputs: Sequence[TokenizedInput], budget: int) -> Iterator[list[TokenizedInput]]:
+    batch: list[TokenizedInput] = []
+    for each in sorted(inputs, key=lambda item: item.tokens):
+        if batch and (len(batch) + 1) * each.tokens > budget:
+            yield batch
+            batch = []
+        batch.append(each)
+    yield batch
+
+
+@contextmanager
+def _alone(models_dir: Path) -> Iterator[None]:
+    models_dir.mkdir(parents=True, exist_ok=True)
+    with (models_dir / "engines.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """One remembered verdict."""
+
+    file: Path
+
+    @classmethod
+    def of(cls, job: Job, plan: EnginePlan) -> _Memory:
+        wish = f"{plan.engine}-{plan.device}-{plan.cpu_threads}-{plan.min_cosine}".replace(":", "")
+        name = f"{job.model.sha256[:16]}-{job.head.value}-{wish}-{machine.fingerprint()}-v{_VERDICT_FORMAT}.json"
+        return cls(plan.models_dir / "engines" / name)
+
+    def read(self) -> Verdict | None:
+        """The verdict, or None where there is none or it cannot be read: it is then measured again."""
+        try:
+            verdict = Verdict(**json.loads(self.file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+        return verdict if verdict.engine in ENGINES else None
+
+    def write(self, verdict: Verdict) -> None:
+        """Keep the verdict, in one step."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.file.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(asdict(verdict), indent=2), encoding="utf-8")
+        draft.replace(self.file)

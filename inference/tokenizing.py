@@ -1,0 +1,283 @@
+"""Texts to token ids: with the model's own tokenizer, cut to the model's length, counted. No framework is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mesh.errors import InvalidRequest, ModelUnusable
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_PROBE = "a"
+_PAIR_PROBE = "b"
+
+
+class Truncation(Enum):
+    """What happens to an input that is longer than the model reads."""
+
+    END = "end"
+    """Keep the beginning."""
+    START = "start"
+    """Keep the end."""
+    REFUSE = "refuse"
+    """Refuse the request, naming the input."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedInput:
+    """One input as the model reads it, special tokens included. ``type_ids`` is set for pairs only."""
+
+    ids: Sequence[int]
+    type_ids: Sequence[int] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """A request's inputs in their order.
+
+    Attributes:
+        tokens: what the model will read, special tokens included.
+        characters: of the inputs before truncation.
+        truncated: positions of the inputs that were cut.
+    """
+
+    inputs: tuple[TokenizedInput, ...]
+    tokens: int
+    characters: int
+    truncated: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """The special tokens around an input: ``before`` text ``after``."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.before) + len(self.after)
+
+
+@dataclass(frozen=True, slots=True)
+class _PairFrame:
+    """The special tokens around a pair, each with the type id it carries."""
+
+    before: tuple[tuple[int, int], ...]
+    between: tuple[tuple[int, int], ...]
+    after: tuple[tuple[int, int], ...]
+    first_type: int
+    second_type: int
+
+    @property
+    def size(self) -> int:
+        return len(self.before) + len(self.between) + len(self.after)
+
+
+class TextTokenizer:
+    """Tokenizes single texts, token ids and query–document pairs for one model. Safe to use from several threads.
+
+    Texts are tokenized whole and without special tokens, then cut and framed here: the library's own truncation is
+    a state of the shared tokenizer, and two requests may ask for different sides.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, max_tokens: int, lower_case: bool = False) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self._lower_case = lower_case
+        self._frame = _single_frame(tokenizer)
+        self.max_tokens = max_tokens
+        self.vocabulary: int = tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @classmethod
+    def load(cls, path: Path, *, name: str, max_tokens: int, lower_case: bool = False) -> TextTokenizer:
+        """Read ``tokenizer.json``.
+
+        Raises:
+            ModelUnusable: it is missing or damaged.
+        """
+        from tokenizers import Tokenizer
+
+        try:
+            tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+            return cls(tokenizer, max_tokens=max_tokens, lower_case=lower_case)
+        except Exception as error:  # the library raises plain Exception for every defect of the file
+            raise ModelUnusable(
+                f"{name}: tokenizer.json is missing or cannot be read. Fetch the model again.",
+                reason="MODEL_TOKENIZER_MISSING",
+            ) from error
+
+    def singles(
+        self, texts: Sequence[str], truncation: Truncation, *, param: str = "input", max_tokens: int | None = None
+    ) -> Tokenized:
+        """Tokenize independent texts.
+
+        Args:
+            texts: the inputs, none of them empty.
+            truncation: what to do with long ones.
+            param: the caller's name of the list, for messages.
+            max_tokens: a tighter limit than the model's, special tokens included.
+
+        Raises:
+            InvalidRequest: an input is too long and ``truncation`` refuses.
+        """
+        return self._framed(self._encode(texts), truncation, param, _characters(texts), max_tokens)
+
+    def token_inputs(self, inputs: Sequence[Sequence[int]], truncation: Truncation, *, param: str = "input") -> Tokenized:
+        """Frame inputs that are already ids of this model's vocabulary. Characters count as 0.
+
+        Raises:
+            InvalidRequest: an id is outside the vocabulary, or an input is too long and ``truncation`` refuses.
+        """
+        for position, ids in enumerate(inputs):
+            if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary:
+                raise InvalidRequest(
+                    f"{param}[{position}] holds a token id outside this model's vocabulary of {self.vocabulary}. "
+                    "Send ids of the model's own tokenizer, or send the text.",
+                    reason="TOKEN_ID_OUT_OF_RANGE",
+                    param=f"{param}[{position}]",
+                )
+        return self._framed(inputs, truncation, param, 0, None)
+
+    def pairs(
+        self,
+        query: str,
+        documents: Sequence[str],
+        truncation: Truncation,
+        *,
+        max_document_tokens: int | None = None,
+        param: str = "documents",
+    ) -> Tokenized:
+        """Tokenize one query with each document, the longer of the two cut first, as cross-encoders are trained.
+
+        Raises:
+            InvalidRequest: a pair is too long and ``truncation`` refuses.
+        """
+        frame = _pair_frame(self._tokenizer)
+        (query_ids,) = self._encode([query])
+        room = self.max_tokens - frame.size
+        inputs: list[TokenizedInput] = []
+        truncated: list[int] = []
+        for position, ids in enumerate(self._encode(documents)):
+            allowed = ids if max_document_tokens is None else _cut(ids, max_document_tokens, truncation)
+            first, second = longest_first(len(query_ids), len(allowed), room)
+            if second < len(ids):
+                _refuse_if_asked(truncation, param, position, len(query_ids) + len(ids) + frame.size, self.max_tokens)
+                truncated.append(position)
+            inputs.append(_pair(frame, query_ids[:first], _cut(allowed, second, truncation)))
+        characters = len(query) + _characters(documents)
+        return Tokenized(tuple(inputs), sum(each.tokens for each in inputs), characters, tuple(truncated))
+
+    def _framed(
+        self,
+        encoded: Sequence[Sequence[int]],
+        truncation: Truncation,
+        param: str,
+        characters: int,
+        max_tokens: int | None,
+    ) -> Tokenized:
+        limit = min(self.max_tokens, max_tokens or self.max_tokens)
+        room = max(1, limit - self._frame.size)
+        before, after = self._frame.before, self._frame.after
+        inputs: list[TokenizedInput] = []
+        truncated: list[int] = []
+        for position, ids in enumerate(encoded):
+            if len(ids) > room:
+                _refuse_if_asked(truncation, param, position, len(ids) + self._frame.size, limit)
+                truncated.append(position)
+                ids = _cut(ids, room, truncation)  # noqa: PLW2901 - the cut input takes the place of the whole one
+            inputs.append(TokenizedInput((*before, *ids, *after)))
+        return Tokenized(tuple(inputs), sum(each.tokens for each in inputs), characters, tuple(truncated))
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        batch = [text.lower() for text in texts] if self._lower_case else list(texts)
+        return [each.ids for each in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of each of two inputs fit into ``room`` when always the longer one is cut."""
+    if first + second <= room:
+        return first, second
+    half = room // 2
+    if first <= half:
+        return first, room - first
+    if second <= half:
+        return room - second, second
+    return half, room - half
+
+
+def _cut(ids: Sequence[int], keep: int, truncation: Truncation) -> Sequence[int]:
+    if len(ids) <= keep:
+        return ids
+    return ids[len(ids) - keep :] if truncation is Truncation.START else ids[:keep]
+
+
+def _refuse_if_asked(truncation: Truncation, param: str, position: int, tokens: int, limit: int) -> None:
+    if truncation is Truncation.REFUSE:
+        raise InvalidRequest(
+            f"{param}[{position}] has {tokens} tokens with special tokens, and {limit} are read. "
+            "Shorten it, or allow truncation.",
+            reason="INPUT_TOO_LONG",
+            param=f"{param}[{position}]",
+        )
+
+
+def _characters(texts: Sequence[str]) -> int:
+    return sum(map(len, texts))
+
+
+def _single_frame(tokenizer: Tokenizer) -> _Frame:
+    """Learnt from what the tokenizer puts around a probe: post-processors have no common description."""
+    bare = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+    framed = tokenizer.encode(_PROBE, add_special_tokens=True).ids
+    at = _position(framed, bare, 0)
+    return _Frame(tuple(framed[:at]), tuple(framed[at + len(bare) :]))
+
+
+def _pair_frame(tokenizer: Tokenizer) -> _PairFrame:
+    first = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+    second = tokenizer.encode(_PAIR_PROBE, add_special_tokens=False).ids
+    framed = tokenizer.encode(_PROBE, _PAIR_PROBE, add_special_tokens=True)
+    typed = list(zip(framed.ids, framed.type_ids, strict=True))
+    one = _position(framed.ids, first, 0)
+    two = _position(framed.ids, second, one + len(first))
+    return _PairFrame(
+        before=tuple(typed[:one]),
+        between=tuple(typed[one + len(first) : two]),
+        after=tuple(typed[two + len(second) :]),
+        first_type=typed[one][1],
+        second_type=typed[two][1],
+    )
+
+
+def _position(framed: list[int], bare: list[int], start: int) -> int:
+    for at in range(start, len(framed) - len(bare) + 1):
+        if framed[at : at + len(bare)] == bare:
+            return at
+    raise ValueError("the tokenizer rewrites a plain letter; its special tokens cannot be told apart")
+
+
+def _pair(frame: _PairFrame, first: Sequence[int], second: Sequence[int]) -> TokenizedInput:
+    specials = (frame.before, frame.between, frame.after)
+    before, between, after = (tuple(token for token, _ in each) for each in specials)
+    before_types, between_types, after_types = (tuple(kind for _, kind in each) for each in specials)
+    ids = (*before, *first, *between, *second, *after)
+    types = (
+        *before_types,
+        *(frame.first_type,) * len(first),
+        *between_types,
+        *(frame.second_type,) * len(second),
+        *after_types,
+    )
+    return TokenizedInput(ids, types)
