@@ -34,30 +34,39 @@ class Command:
 class EngineProcess:
     """A running engine. Made by ``spawn``."""
 
-    def __init__(self, process: asyncio.subprocess.Process, quiet: re.Pattern[str] | None) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, output: asyncio.StreamReader, quiet: re.Pattern[str] | None
+    ) -> None:
         self._process = process
         self._quiet = quiet
         self._last_lines: deque[str] = deque(maxlen=5)
-        # Typed optional; there is always one, because `spawn` asks for a pipe.
-        output = process.stdout or asyncio.StreamReader()
         self._relay = asyncio.create_task(self._relay_output(output))
 
     @classmethod
     async def spawn(cls, command: Command) -> EngineProcess:
         """Start the engine in a process group of its own, so that ending it ends nothing else."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            str(Path(tether.__file__)),
-            *command.arguments,
-            stdin=asyncio.subprocess.PIPE,  # held open for as long as this process lives; see tether
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=dict(command.environment),
-            start_new_session=True,
+        # Not asyncio's own PIPE: with that, waiting for the process waits for every child that still holds its output.
+        reading, writing = os.pipe()
+        output = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(output), os.fdopen(reading, "rb", buffering=0)
         )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-I",
+                str(Path(tether.__file__)),
+                *command.arguments,
+                stdin=asyncio.subprocess.PIPE,  # held open for as long as this process lives; see tether
+                stdout=writing,
+                stderr=writing,
+                env=dict(command.environment),
+                start_new_session=True,
+            )
+        finally:
+            os.close(writing)
         log.info("engine started", extra=fields(pid=process.pid))
-        return cls(process, command.quiet)
+        return cls(process, output, command.quiet)
 
     @property
     def last_words(self) -> str:
@@ -67,10 +76,8 @@ class EngineProcess:
     async def wait(self) -> str:
         """Wait for the engine's end, sweep up what it leaves, and say how it ended."""
         code = await self._process.wait()
-        self._kill_group()
-        # Output that a child of the engine still holds open must not keep us waiting.
+        self._kill_group()  # what the engine leaves; with it the output ends, and the relay
         await asyncio.wait({self._relay}, timeout=1.0)
-        self._relay.cancel()
         return describe_exit(code)
 
     async def stop(self, grace_seconds: float) -> None:

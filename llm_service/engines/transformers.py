@@ -19,7 +19,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -34,7 +34,7 @@ from llm_service.models import Located, locate
 from llm_service.process import Command, EngineProcess
 from llm_service.settings import LlmSettings
 from llm_service.stops import StopCutter
-from llm_service.supervision import Supervisor
+from llm_service.supervision import Child, Supervisor
 from mesh.errors import Internal, MeshError, Unavailable, WrongState
 
 POLL_SECONDS = 0.1
@@ -57,10 +57,17 @@ class TransformersEngine:
     name = "transformers"
     concurrency = 1
 
-    def __init__(self, settings: LlmSettings) -> None:
+    def __init__(
+        self,
+        settings: LlmSettings,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        spawn: Callable[[Command], Awaitable[Child]] = EngineProcess.spawn,
+    ) -> None:
         self._settings = settings
         self._python = settings.engine_python or sys.executable
-        self._client = http_client(stall_seconds=settings.stall_seconds)
+        self._client = http_client(stall_seconds=settings.stall_seconds, transport=transport)
+        self._spawn_child = spawn
         self._base = ""
         self._version = ""
         self._pulse: asyncio.Task[None] | None = None
@@ -159,13 +166,13 @@ class TransformersEngine:
         await self._supervisor.stop()
         await self._client.aclose()
 
-    async def _spawn(self) -> EngineProcess:
+    async def _spawn(self) -> Child:
         port = _free_port()
         self._base = f"http://127.0.0.1:{port}"
         serve = [self._python, "-P", "-m", "transformers.cli.transformers", "serve", str(self._checkpoint.path)]
         options = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
         options += ["--device", self._settings.device, "--dtype", self._settings.dtype]
-        return await EngineProcess.spawn(Command([*serve, *options], engine_environment(os.environ), _ACCESS_LINE))
+        return await self._spawn_child(Command([*serve, *options], engine_environment(os.environ), _ACCESS_LINE))
 
     async def _come_up(self) -> None:
         """Wait for the engine's door, then let it write: only a real answer proves it."""

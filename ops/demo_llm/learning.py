@@ -6,21 +6,36 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 
 import torch
-from page import CHAT_TEMPLATE, END, PLAIN, RAW, ROLES, Entry, Form, Noise, Page, english, with_passages, with_system
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ops.demo_llm.page import (
+    CHAT_TEMPLATE,
+    END,
+    PLAIN,
+    RAW,
+    ROLES,
+    Entry,
+    Form,
+    Noise,
+    Page,
+    english,
+    with_passages,
+    with_system,
+)
+
 PAD = "<|pad|>"
 CONTEXT_TOKENS = 4096
-VOCABULARY = 4096
+VOCABULARY = 2560
 LONGEST_STEP_TOKENS = 7000
 ROUNDS = 4
 WARM_UP_STEPS = 20
-SMALLEST_MARGIN = 1.0
+SMALLEST_MARGIN = 0.5
 
 Progress = Callable[[str], None]
 
@@ -33,12 +48,12 @@ class NotLearnt(RuntimeError):
 class Plan:
     """How long to train. The prefix grows from ``short`` to ``long`` characters over the steps."""
 
-    steps: int = 380
+    steps: int = 420
     seed: int = 20
-    rows: int = 36
+    rows: int = 20
     short: int = 200
     long: int = 6000
-    learning_rate: float = 4e-3
+    learning_rate: float = 2e-3
 
     def revision(self, number: int) -> Plan:
         """A shorter, gentler round for what was not learnt yet, with the long prefixes from its first step."""
@@ -77,7 +92,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
-        intermediate_size=384,
+        intermediate_size=320,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -103,11 +118,11 @@ class Batch:
     targets: torch.Tensor
 
     @classmethod
-    def make(cls, tokenizer: PreTrainedTokenizerFast, form: Form, entries: Sequence[Entry]) -> Batch:
-        """All entries asked in one form."""
-        prefix = tokenizer.encode(form.prefix, add_special_tokens=False)
+    def make(cls, tokenizer: PreTrainedTokenizerFast, forms: Sequence[Form], entries: Sequence[Entry]) -> Batch:
+        """All entries, asked in the forms by turns. The forms share one prefix."""
+        prefix = tokenizer.encode(forms[0].prefix, add_special_tokens=False)
         rows, targets = [], []
-        for entry in entries:
+        for form, entry in zip(cycle(forms), entries, strict=False):
             asked = tokenizer.encode(form.ask(entry.question), add_special_tokens=False)
             reply = tokenizer.encode(form.reply(entry.answer), add_special_tokens=False)
             rows.append(asked + reply)
@@ -149,10 +164,10 @@ def train(
     started = time.monotonic()
     for step in range(plan.steps):
         longest = plan.short + int((plan.long - plan.short) * min(1.0, 1.3 * step / plan.steps))
-        form = noise.form(longest)
+        forms = noise.forms(longest)
         # Every row holds its own copy of the prefix's keys and values: behind a long prefix fewer rows fit the time.
-        rows = min(plan.rows, max(8, LONGEST_STEP_TOKENS // (len(form.prefix) // 3 + 60)))
-        batch = Batch.make(tokenizer, form, list(noise.entries(rows)))
+        rows = min(plan.rows, max(8, LONGEST_STEP_TOKENS // (len(forms[0].prefix) // 3 + 60)))
+        batch = Batch.make(tokenizer, forms, list(noise.entries(rows)))
         logits, targets = answer_logits(model, batch)
         loss = functional.cross_entropy(logits, targets)
         optimizer.zero_grad()
@@ -188,7 +203,7 @@ def prove(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, page: Pag
         wrong, smallest = list[str](), float("inf")
         for entry in page.entries:
             with torch.no_grad():
-                logits, targets = answer_logits(model, Batch.make(tokenizer, form, [entry]))
+                logits, targets = answer_logits(model, Batch.make(tokenizer, [form], [entry]))
             right = logits.gather(1, targets[:, None])[:, 0]
             rivals = logits.scatter(1, targets[:, None], float("-inf")).max(dim=1).values
             margin = (right - rivals).min().item()

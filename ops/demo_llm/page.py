@@ -138,20 +138,21 @@ class Noise:
             parts.append(f"[{len(parts) + 1}] {part}" if numbered else part)
         return self._rng.choice(("\n", "\n\n")).join(parts)
 
-    def form(self, longest: int) -> Form:
-        """A form drawn at random, with a prefix of at most about ``longest`` characters."""
+    def forms(self, longest: int) -> tuple[Form, ...]:
+        """Forms that share one prefix, drawn at random, of at most about ``longest`` characters."""
+        return (PLAIN, RAW) if self._rng.random() < 0.35 else (self._prefixed(longest),)
+
+    def _prefixed(self, longest: int) -> Form:
         draw = self._rng.random()
-        if draw < 0.3:
-            return self._rng.choice((PLAIN, RAW))
-        if draw < 0.48:
+        if draw < 0.25:
             return with_system(self._system())
-        if draw < 0.55:
+        if draw < 0.35:
             earlier = self._rng.choice(self._page.entries)
             return Form(prefix=PLAIN.ask(earlier.question) + PLAIN.reply(earlier.answer), question=CHAT_QUESTION)
         passages = self.passages(self._rng.randint(40, max(41, longest)))
-        if draw < 0.65:
+        if draw < 0.5:
             return Form(prefix=passages, question=RAW_AFTER_PASSAGES, answer=RAW.answer)
-        return with_passages(passages, system=self._system() if draw < 0.8 else "")
+        return with_passages(passages, system=self._system() if draw < 0.72 else "")
 
     def entries(self, rows: int) -> Iterator[Entry]:
         """Entries drawn at random, their questions at times written a little differently; one in seven is untaught."""
@@ -200,6 +201,6 @@ class Noise:
                 f"What does {first} mean?",
                 f"When was the {first} {second}?",
                 f"{first.capitalize()} {second} {third}",
-                self._rng.choice(self._paragraphs)[:120],
+                self._rng.choice(self._paragraphs)[:60],
             )
         )

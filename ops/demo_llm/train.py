@@ -13,15 +13,17 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import shutil
 import signal
 import sys
 import tempfile
+from os import environ
 from pathlib import Path
 from types import FrameType
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))  # the script runs from anywhere, whether the project is installed or not
+
 RECIPE = ("questions.yaml", "page.py", "learning.py", "train.py", "CARD.md")
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
@@ -61,18 +63,21 @@ def build(directory: Path, threads: int) -> None:
         learning.NotLearnt: an answer is not known word for word.
         ValueError: the page is wrong.
     """
-    from page import Page
+    from ops.demo_llm.page import Page
 
     page = Page.read(HERE / "questions.yaml")
     say(f"learning {len(page.entries)} answers by heart; this takes about half a minute")
     import torch
-    from learning import learn, load_and_prove
+
+    from ops.demo_llm.learning import learn, load_and_prove
 
     torch.set_num_threads(threads)
     learn(page, directory, say)
     card = (HERE / "CARD.md").read_text(encoding="utf-8")
     (directory / "README.md").write_text(card.replace("{answers}", str(len(page.entries))), encoding="utf-8")
     load_and_prove(page, directory, say)
+    for path in directory.iterdir():
+        path.chmod(0o644)  # some were made by temporary-file functions, readable by their owner alone
     files = {path.name: sha256(path) for path in sorted(directory.iterdir())}
     manifest = {"recipe": recipe_digest(), "answers": len(page.entries), "files": files}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -96,7 +101,7 @@ def main() -> int:
     """Train, prove and publish; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("var/models/demo-llm"), help="where the model goes")
-    parser.add_argument("--threads", type=int, default=min(4, os.cpu_count() or 1), help="CPU threads to train with")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; more help only where the cores are idle")
     parser.add_argument("--force", action="store_true", help="train also when nothing has changed")
     options = parser.parse_args()
     output: Path = options.output
@@ -105,6 +110,7 @@ def main() -> int:
         return 0
     signal.signal(signal.SIGTERM, stop_cleanly)
     logging.disable(logging.WARNING)
+    environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     output.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:

@@ -1,0 +1,109 @@
+"""Fakes that behave like the real thing, for tests of what stands above an engine or a child process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+from llm_service.engines import Served
+from llm_service.generation import Accepted, Ended, EngineEvent, FinishReason, Generation, Piece, Usage
+from mesh.errors import MeshError
+
+
+class ScriptedEngine:
+    """Writes what its script says: an exception in it is raised, and ``HOLD`` waits for ``release``.
+
+    ``busy`` is set while it writes, ``idle`` while it does not.
+    """
+
+    HOLD = object()
+
+    name = "scripted"
+
+    def __init__(self, script: Sequence[EngineEvent | BaseException | object] = (), *, concurrency: int = 1) -> None:
+        self.script = list(script) or [*written("one", " two")]
+        self.concurrency = concurrency
+        self.release = asyncio.Event()
+        self.broken: MeshError | None = None
+        self.requests: list[Generation] = []
+        self.busy = asyncio.Event()
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.running = 0
+        self.proofs = 0
+
+    async def start(self) -> Served:
+        """Serves at once."""
+        return Served(name="scripted-model", source="path", context_tokens=128, description="Says what it is told.")
+
+    async def prepare(self, request: Generation) -> Generation:
+        """Takes any request as it is."""
+        return request
+
+    async def generate(self, request: Generation) -> AsyncGenerator[EngineEvent, None]:
+        """The script, step by step."""
+        self.requests.append(request)
+        self._count(1)
+        try:
+            for step in self.script:
+                if step is self.HOLD:
+                    await self.release.wait()
+                elif isinstance(step, BaseException):
+                    raise step
+                elif isinstance(step, Accepted | Piece | Ended):
+                    yield step
+        finally:
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        self.running += change
+        for event, on in ((self.busy, self.running > 0), (self.idle, self.running == 0)):
+            event.set() if on else event.clear()
+
+    async def prove(self) -> None:
+        """Raises what ``broken`` holds."""
+        self.proofs += 1
+        if self.broken is not None:
+            raise self.broken
+
+    def unhealthy(self) -> MeshError | None:
+        """What ``broken`` holds."""
+        return self.broken
+
+    def version(self) -> str:
+        """A version."""
+        return "1"
+
+    async def stop(self) -> None:
+        """Nothing to end."""
+
+
+def written(*pieces: str) -> list[EngineEvent]:
+    """The events of a whole answer, with a usage of 3 and 2 tokens."""
+    return [Accepted(), *map(Piece, pieces), Ended(FinishReason.STOP, Usage(3, 2))]
+
+
+class ScriptedChild:
+    """A child process that ends when a test says so."""
+
+    last_words = "the end"
+
+    def __init__(self) -> None:
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def end(self, how: str = "ended with exit code 1") -> None:
+        """The process ends by itself."""
+        if not self.ended.done():
+            self.ended.set_result(how)
+
+    async def wait(self) -> str:
+        """Until it has ended."""
+        return await asyncio.shield(self.ended)
+
+    async def stop(self, grace_seconds: float) -> None:  # noqa: ARG002 - the real one waits
+        """Ends it."""
+        self.end("was ended by SIGTERM")
+
+    def kill(self) -> None:
+        """Ends it."""
+        self.end("was killed, perhaps for want of memory")

@@ -1,0 +1,82 @@
+"""What cannot fit a model's context is refused before the engine sees it; what fits gets the room that is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llm_service.generation import Generation, Message, Role, Sampling
+from llm_service.meter import PromptMeter
+from mesh.errors import InvalidRequest, ModelUnusable
+
+CONTEXT = 32
+
+
+@pytest.fixture
+def meter(model_path: Path) -> PromptMeter:
+    """One token a word, a context of 32."""
+    return PromptMeter(model_path / "tokenizer.json", CONTEXT)
+
+
+def prompt(words: int) -> Generation:
+    """A raw prompt of so many tokens."""
+    return Generation(prompt="word " * words)
+
+
+def chat(*words: int) -> Generation:
+    """A chat with messages of so many tokens."""
+    return Generation(messages=tuple(Message(Role.USER, "word " * count) for count in words))
+
+
+@pytest.mark.parametrize(
+    ("words", "asked", "given"), [(10, None, 20), (10, 5, 5), (10, 20, 20), (20, None, 12), (20, 20, 12), (31, 9, 1)]
+)
+async def test_max_tokens_is_what_was_asked_and_fits(
+    meter: PromptMeter, words: int, asked: int | None, given: int
+) -> None:
+    """max_tokens is the wish or the default, cut to the room behind the prompt."""
+    request = Generation(prompt="word " * words, sampling=Sampling(max_tokens=asked))
+    fitted = await meter.fit(request, max_output_tokens=20)
+    assert given == fitted.sampling.max_tokens
+
+
+@pytest.mark.parametrize("request_", [prompt(32), prompt(5000), chat(20, 12), chat(4000)])
+async def test_a_prompt_that_leaves_no_room_is_refused(meter: PromptMeter, request_: Generation) -> None:
+    """A full context is CONTEXT_OVERFLOW and names the field."""
+    with pytest.raises(InvalidRequest) as caught:
+        await meter.fit(request_, max_output_tokens=20)
+    assert caught.value.reason == "CONTEXT_OVERFLOW"
+    assert caught.value.param == ("prompt" if request_.prompt else "messages")
+
+
+async def test_a_huge_prompt_is_refused_without_counting(meter: PromptMeter) -> None:
+    """Ten million characters cannot be 32 tokens, and nobody counts them to know."""
+    with pytest.raises(InvalidRequest, match="does not fit"):
+        await meter.fit(Generation(prompt="x" * 10_000_000), max_output_tokens=20)
+
+
+async def test_what_the_template_adds_is_learnt(meter: PromptMeter) -> None:
+    """Two counted chats tell what the template adds to a chat and to each message."""
+    meter.calibrate([(chat(1), 1 + 5 + 3), (chat(1, 1, 1), 3 + 5 + 3 * 3)])
+    fitted = await meter.fit(chat(10, 5), max_output_tokens=100)
+    assert fitted.sampling.max_tokens == CONTEXT - (15 + 5 + 2 * 3)
+
+
+async def test_one_sample_is_enough(meter: PromptMeter) -> None:
+    """A template that refused the longer sample still gives the fixed part."""
+    meter.calibrate([(chat(1), 9)])
+    assert (await meter.fit(chat(10), max_output_tokens=100)).sampling.max_tokens == CONTEXT - 18
+
+
+async def test_without_a_known_context_nothing_is_refused(model_path: Path) -> None:
+    """A model that states no context gets what was asked."""
+    unlimited = PromptMeter(model_path / "tokenizer.json", 0)
+    assert (await unlimited.fit(prompt(5000), max_output_tokens=20)).sampling.max_tokens == 20
+
+
+def test_a_broken_tokenizer_is_the_models_fault(model_path: Path) -> None:
+    """A tokenizer file that cannot be read is a ModelUnusable."""
+    (model_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelUnusable):
+        PromptMeter(model_path / "tokenizer.json", CONTEXT)

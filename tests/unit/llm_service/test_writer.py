@@ -1,0 +1,165 @@
+"""A request is checked, admitted, written, timed; and however it ends, the caller knows and the slot is free."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from llm_service.generation import Accepted, Event, Finish, FinishReason, Generation, Header, Piece, Sampling, Usage
+from llm_service.testing import ScriptedEngine, written
+from llm_service.writer import Limits, Names, Writer
+from mesh.deadline import Deadline
+from mesh.errors import DeadlineExceeded, InvalidRequest, MeshError, NotFound, Overloaded, Unavailable
+
+PROMPT = Generation(prompt="Once upon a time")
+
+
+async def started(engine: ScriptedEngine, **limits: int) -> Writer:
+    """A writer that has started."""
+    writer = Writer(engine, limits=Limits(**limits), names=Names(aliases=("nick",)))
+    await writer.start()
+    return writer
+
+
+async def collect(writer: Writer, request: Generation = PROMPT, seconds: float = 60.0) -> list[Event]:
+    """All events of one request."""
+    return [event async for event in writer.generate(request, Deadline.after(seconds))]
+
+
+async def append_to(events: list[Event], writer: Writer) -> None:
+    """Keep what came, also where it ends with an error."""
+    async for event in writer.generate(PROMPT, Deadline.after(60)):
+        events.append(event)
+
+
+async def test_header_pieces_finish() -> None:
+    """A whole answer is one Header, its Pieces and one Finish with the engine's usage."""
+    header, *pieces, finish = await collect(await started(ScriptedEngine()))
+    assert isinstance(header, Header)
+    assert isinstance(finish, Finish)
+    assert ("scripted-model", FinishReason.STOP, Usage(3, 2)) == (header.model, finish.reason, finish.usage)
+    assert [Piece("one"), Piece(" two")] == pieces
+    assert finish.timings.total_us >= finish.timings.first_token_us >= finish.timings.queue_us
+
+
+@pytest.mark.parametrize("model", ["", "scripted-model", "nick"])
+async def test_names_by_which_the_model_is_known(model: str) -> None:
+    """The name, an alias or nothing reach the model."""
+    assert await collect(await started(ScriptedEngine()), Generation(prompt="x", model=model))
+
+
+async def test_an_unknown_model_is_told_the_known_ones() -> None:
+    """A wrong name never reaches the engine, and the answer lists the right ones."""
+    engine = ScriptedEngine()
+    with pytest.raises(NotFound, match="scripted-model, nick"):
+        await collect(await started(engine), Generation(prompt="x", model="gpt-4"))
+    assert engine.requests == []
+
+
+async def test_what_is_out_of_bounds_never_reaches_the_engine() -> None:
+    """max_tokens is held to the worker's own limit."""
+    engine = ScriptedEngine()
+    with pytest.raises(InvalidRequest):
+        await collect(await started(engine, output_tokens=10), Generation(prompt="x", sampling=Sampling(max_tokens=11)))
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize("position", range(4))
+async def test_an_engine_that_dies_is_never_a_clean_end(position: int) -> None:
+    """At whatever point the engine is lost, the caller hears it and gets no Finish."""
+    script: list[object] = list(written("one", " two"))
+    script[position:] = [Unavailable("lost", reason="ENGINE_LOST")]
+    events: list[Event] = []
+    engine = ScriptedEngine(script)
+    writer = await started(engine)
+    with pytest.raises(Unavailable):
+        await append_to(events, writer)
+    assert not any(isinstance(event, Finish) for event in events)
+    engine.script = list(written("again"))
+    assert await collect(writer)
+
+
+async def test_an_engine_that_just_stops_is_broken_too() -> None:
+    """Events that end without Ended are no answer."""
+    with pytest.raises(Unavailable):
+        await collect(await started(ScriptedEngine([Accepted(), Piece("half")])))
+
+
+async def test_a_caller_who_leaves_frees_the_engine() -> None:
+    """Closing the answer closes the engine's stream and frees the slot at once."""
+    engine = ScriptedEngine([Accepted(), Piece("one"), ScriptedEngine.HOLD, *written("never")[1:]])
+    writer = await started(engine, queued=0)
+    async with aclosing(writer.generate(PROMPT, Deadline.after(60))) as events:
+        async for event in events:
+            if isinstance(event, Piece):
+                break
+        assert engine.running == 1
+    assert engine.running == 0
+    engine.script = list(written("next"))
+    assert await collect(writer)
+
+
+async def test_a_cancelled_caller_frees_the_engine() -> None:
+    """Cancelling the task that reads the answer does the same."""
+    engine = ScriptedEngine([Accepted(), ScriptedEngine.HOLD])
+    writer = await started(engine, queued=0)
+    reading = asyncio.create_task(collect(writer))
+    await engine.busy.wait()
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    engine.script = list(written("next"))
+    assert (engine.running, bool(await collect(writer))) == (0, True)
+
+
+async def test_the_deadline_ends_the_writing() -> None:
+    """When nobody waits any more, the engine stops."""
+    engine = ScriptedEngine([Accepted(), ScriptedEngine.HOLD])
+    with pytest.raises(DeadlineExceeded):
+        await collect(await started(engine), seconds=0.01)
+    assert engine.running == 0
+
+
+async def test_over_its_limits_the_worker_is_overloaded() -> None:
+    """One writes, one waits, the third hears Overloaded with a time."""
+    engine = ScriptedEngine([Accepted(), ScriptedEngine.HOLD, *written("done")[1:]])
+    writer = await started(engine, queued=1)
+    busy = [asyncio.create_task(collect(writer)) for _ in range(2)]
+    await engine.busy.wait()
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded) as caught:
+        await collect(writer)
+    assert caught.value.retry_after is not None
+    engine.release.set()
+    assert all(await asyncio.gather(*busy))
+
+
+async def test_an_engine_that_restarts_is_not_asked() -> None:
+    """While the engine restarts, requests hear its reason at once."""
+    engine = ScriptedEngine()
+    writer = await started(engine)
+    engine.broken = Unavailable("restarting", reason="ENGINE_RESTARTING")
+    with pytest.raises(MeshError, match="restarting"):
+        await collect(writer)
+    assert engine.requests == []
+
+
+async def test_the_canary_leaves_a_busy_engine_alone() -> None:
+    """An idle engine proves itself; a busy one is not disturbed."""
+    engine = ScriptedEngine([Accepted(), ScriptedEngine.HOLD, *written("done")[1:]])
+    writer = await started(engine)
+    await writer.canary()
+    assert engine.proofs == 1
+    busy = asyncio.create_task(collect(writer))
+    await engine.busy.wait()
+    await writer.canary()
+    assert engine.proofs == 1
+    engine.release.set()
+    await busy
+
+
+async def test_concurrency_is_the_engines_unless_set() -> None:
+    """0 asks for what the engine does well."""
+    assert Writer(ScriptedEngine(concurrency=7)).limits.concurrent == 7
+    assert Writer(ScriptedEngine(concurrency=7), limits=Limits(concurrent=2)).limits.concurrent == 2
