@@ -139,7 +139,8 @@ def _chunk(converter: Converter, order: Order, source: Source, emit: Emit) -> Fi
     for window in clock.timing(converter.windows(source)):
         for chunk in chunker.chunk(window.document):
             emit(chunk)
-        emit(Progress(window.pages_done, source.pages))
+        if source.pages:
+            emit(Progress(window.pages_done, source.pages))
     for chunk in chunker.close():
         emit(chunk)
     if not chunker.chunks:

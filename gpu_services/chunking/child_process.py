@@ -28,6 +28,7 @@ from mesh.telemetry import fields, get_logger
 log = get_logger(__name__)
 
 _START_SECONDS = 90.0
+_LAST_WORDS_SECONDS = 1.0
 _KEPT_STDERR = 4096
 # What a child inherits of the environment. The worker's secrets (keys, tokens) do not belong beside a hostile document.
 _INHERITED = (
@@ -52,6 +53,8 @@ _HARMLESS = {
     "DOCUMENT_TYPE_UNSUPPORTED",
     "DOCUMENT_UNPACKS_TOO_LARGE",
 }
+# What Python, C++ and Rust say before they end for want of memory.
+_OUT_OF_MEMORY = (b"MemoryError", b"bad_alloc", b"memory allocation of")
 
 
 class Child:
@@ -62,6 +65,7 @@ class Child:
         self._stderr = b""
         self._draining = asyncio.create_task(self._drain_stderr())
         self._working = False
+        self._killed = False
         self.documents = 0
         self.ready: Ready | None = None
 
@@ -105,8 +109,8 @@ class Child:
 
     @property
     def usable(self) -> bool:
-        """Whether it can take a document."""
-        return self._process.returncode is None and not self._working
+        """Whether it can take a document. One that was told to end cannot, though it may still have spoken since."""
+        return self._process.returncode is None and not self._working and not self._killed
 
     async def events(self, order: Order, *, seconds: float) -> AsyncGenerator[Event, None]:
         """The events of one document, up to and including Finished or Refused.
@@ -139,6 +143,10 @@ class Child:
                 )
             )
         except (OSError, ValueError, asyncio.IncompleteReadError):
+            # It is waited for before it is killed: killing what is already dead loses how it died.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                    await self._process.wait()
             await self.close()
             yield Refused(self._cause_of_death(order))
         finally:
@@ -147,6 +155,7 @@ class Child:
 
     def kill(self) -> None:
         """End it at once, whatever it does."""
+        self._killed = True
         if self._process.returncode is None:
             with suppress(ProcessLookupError):  # it may end between the two lines
                 self._process.kill()
@@ -188,7 +197,7 @@ class Child:
                 "split it and send the parts.",
                 reason="DOCUMENT_TIMEOUT",
             )
-        if code == -signal.SIGKILL or b"bad_alloc" in self._stderr or b"MemoryError" in self._stderr:
+        if code == -signal.SIGKILL or any(words in self._stderr for words in _OUT_OF_MEMORY):
             return PayloadTooLarge(
                 "The process that opened the document was ended by the system, most likely for its memory; "
                 "send a smaller part.",

@@ -35,6 +35,7 @@ from gpu_services.chunking.source import Reading, Source, Window, execute, first
 from mesh.errors import InvalidRequest
 
 _WHOLE = 10**9
+_LONGEST_PARAGRAPH = 20_000
 
 
 class _PdfReader(Protocol):
@@ -100,9 +101,22 @@ def _plain_text(source: Source) -> DoclingDocument:
     origin = DocumentOrigin(mimetype=DocumentKind.TEXT.value, filename=source.name, binary_hash=0)
     document = DoclingDocument(name=Path(source.name).stem or "document", origin=origin)
     for paragraph in re.split(r"\n[ \t]*\n", text.replace("\r\n", "\n").replace("\r", "\n")):
-        if content := paragraph.strip():
+        for content in _bounded(paragraph.strip()):
             document.add_text(label=DocItemLabel.TEXT, text=content)
     return document
+
+
+def _bounded(paragraph: str) -> Iterator[str]:
+    """The paragraph in pieces of bounded length: a log file of a gigabyte is one paragraph to the blank-line rule."""
+    start = 0
+    while start < len(paragraph):
+        end = start + _LONGEST_PARAGRAPH
+        if end < len(paragraph):
+            space = paragraph.rfind(" ", start + _LONGEST_PARAGRAPH // 2, end)
+            end = space if space > 0 else end
+        if piece := paragraph[start:end].strip():
+            yield piece
+        start = end
 
 
 def _decoded(path: Path) -> str:

@@ -105,7 +105,7 @@ class Profile:
     line_gap: float
     heading_sizes: tuple[float, ...]
     title: Line | None
-    running: frozenset[str]
+    running: frozenset[tuple[str, int]]
 
     @classmethod
     def of(cls, pages: Sequence[PdfPage]) -> Profile:
@@ -129,7 +129,7 @@ class Profile:
             line_gap=median(gaps) if gaps else body * 0.5,
             heading_sizes=tuple(larger[:8]),
             title=_title_of(pages, larger),
-            running=_running_lines(pages),
+            running=_running_lines(pages, body * _LARGER),
         )
 
     def heading_level(self, row: Line) -> int | None:
@@ -188,9 +188,8 @@ class StructureReader:
         """The blocks that are complete once this page is read."""
         rows = rows_of(page)
         for position, row in enumerate(rows):
-            margin = position < _MARGIN_LINES or position >= len(rows) - _MARGIN_LINES
-            runs = _normalised(row.text) in self._profile.running or _PAGE_NUMBER.fullmatch(row.text)
-            if margin and runs and not self._is_title(page, row):
+            in_margin = position < _MARGIN_LINES or position >= len(rows) - _MARGIN_LINES
+            if in_margin and (_signature(row) in self._profile.running or _PAGE_NUMBER.fullmatch(row.text)):
                 continue
             yield from self._take(page, row)
 
@@ -215,18 +214,15 @@ class StructureReader:
         self._open.page = page.number
 
     def _level(self, page: PdfPage, row: Line) -> int | None:
-        if self._is_title(page, row):
-            return 0
-        if self._outline:
-            opened = self._open.text if self._open and self._open.level and self._open.page == page.number else ""
-            return self._outline_level(page, row.text) or (
-                self._outline_level(page, _join(opened, row.text)) if opened else None
-            )
-        return self._profile.heading_level(row)
-
-    def _is_title(self, page: PdfPage, row: Line) -> bool:
+        level = self._outline_level(page, row.text)
+        if level is None and self._open and self._open.level and self._open.page == page.number:
+            level = self._outline_level(page, _join(self._open.text, row.text))
+        if level is not None:
+            return level
         title = self._profile.title
-        return title is not None and page.number == 1 and row.size == title.size
+        if title is not None and page.number == 1 and row.size == title.size:
+            return 0
+        return None if self._outline else self._profile.heading_level(row)
 
     def _joined(self, page: PdfPage, row: Line, level: int | None) -> str | None:
         """The open block's text with the row added; None where the row begins a new block."""
@@ -305,14 +301,18 @@ def _title_of(pages: Sequence[PdfPage], larger: Sequence[float]) -> Line | None:
     return first[0]
 
 
-def _running_lines(pages: Sequence[PdfPage]) -> frozenset[str]:
-    """Lines that stand in the margins of at least half of the pages (and three), numbers aside."""
-    counts: Counter[str] = Counter()
+def _running_lines(pages: Sequence[PdfPage], larger: float) -> frozenset[tuple[str, int]]:
+    """Lines that stand at one height in the margins of at least half of the pages (and three), numbers aside.
+
+    None is set larger than the body: that is how "Chapter 1", "Chapter 2" at the top of each page look.
+    """
+    counts: Counter[tuple[str, int]] = Counter()
     for page in pages:
         rows = rows_of(page)
-        counts.update({_normalised(row.text) for row in (*rows[:_MARGIN_LINES], *rows[-_MARGIN_LINES:])})
+        margins = (*rows[:_MARGIN_LINES], *rows[-_MARGIN_LINES:])
+        counts.update({_signature(row) for row in margins if row.size < larger})
     enough = max(3, len(pages) // 2)
-    return frozenset(text for text, count in counts.items() if count >= enough and text)
+    return frozenset(signature for signature, count in counts.items() if count >= enough)
 
 
 def _goes_on_elsewhere(block: _Open, row: Line) -> bool:
@@ -343,8 +343,9 @@ def _add_place(block: _Open, page: int, row: Line, characters: int) -> None:
     )
 
 
-def _normalised(text: str) -> str:
-    return re.sub(r"\d+", "#", text).casefold()
+def _signature(row: Line) -> tuple[str, int]:
+    """What a running line has in common on every page: its words but for numbers, and its height on the page."""
+    return re.sub(r"\d+", "#", row.text).casefold(), round(row.top / 6)
 
 
 def _squeezed(text: str) -> str:
