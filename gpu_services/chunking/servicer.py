@@ -43,7 +43,7 @@ class ChunkingServicer(chunking_pb2_grpc.ChunkingServiceServicer):
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add this servicer to a server."""
-        chunking_pb2_grpc.add_ChunkingServiceServicer_to_server(self, server)  # type: ignore[no-untyped-call]
+        chunking_pb2_grpc.add_ChunkingServiceServicer_to_server(self, server)
 
     async def Chunk(
         self, request_iterator: AsyncIterator[pb.ChunkRequest], context: ServicerContext

@@ -26,7 +26,7 @@ class GpuServicer(gpu_pb2_grpc.GpuServiceServicer):
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add this servicer to a server."""
-        gpu_pb2_grpc.add_GpuServiceServicer_to_server(self, server)  # type: ignore[no-untyped-call]
+        gpu_pb2_grpc.add_GpuServiceServicer_to_server(self, server)
 
     async def GetGpuStatus(self, request: pb.GetGpuStatusRequest, context: ServicerContext) -> pb.GetGpuStatusResponse:
         """The state now."""
