@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from prometheus_client import Counter
 from pydantic import BaseModel, ConfigDict, Field
 
 from mesh.channel import CLIENT_OPTIONS, Target, endpoints_of, joined_target, message_size_options, service_config
@@ -100,6 +101,23 @@ class _Latencies:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
 
 
+class _Meter:
+    """One method's metrics. Finding a labelled metric takes a lock and a dictionary, so each is found once."""
+
+    def __init__(self, hop: str, method: str) -> None:
+        self._hop = hop
+        self._method = method
+        self._latency = HOP_LATENCY.labels(hop, method)
+        self._outcomes: dict[str, Counter] = {}
+
+    def record(self, outcome: str, seconds: float) -> None:
+        """Count one finished call."""
+        if outcome not in self._outcomes:
+            self._outcomes[outcome] = HOP_CALLS.labels(self._hop, self._method, outcome)
+        self._outcomes[outcome].inc()
+        self._latency.observe(seconds)
+
+
 class Hop:
     """The way to one capability.
 
@@ -134,7 +152,7 @@ class Hop:
         self.breaker.name = name
         self.breaker.listener = self._breaker_moved
         self.limiter = AdaptiveLimiter(
-            maximum=self.settings.max_in_flight, name=name, initial=min(64, self.settings.max_in_flight)
+            maximum=self.settings.max_in_flight, name=name, initial=min(256, self.settings.max_in_flight)
         )
         self._endpoints = endpoints_of(target)
         self._probe = HealthProbe(
@@ -143,7 +161,11 @@ class Hop:
         self._idempotent = tuple(idempotent_methods)
         self._latencies = _Latencies()
         self._channel: Any = None
+        self._meters: dict[str, _Meter] = {}
         BREAKER_STATE.labels(name).set(0)
+        # Read when they are scraped, instead of set by every call.
+        HOP_IN_FLIGHT.labels(name).set_function(lambda: self.limiter.in_flight)
+        HOP_LIMIT.labels(name).set_function(lambda: self.limiter.limit)
 
     def start(self) -> None:
         """Open the channel and begin to probe. A peer that is down does not matter: both come back by themselves."""
@@ -216,23 +238,26 @@ class Hop:
 
     @contextmanager
     def _observe(self, method: Any) -> Iterator[None]:
-        name = _method_name(method)
+        meter = self._meter(_method_name(method))
         started = time.monotonic()
         outcome = "cancelled"
-        HOP_IN_FLIGHT.labels(self.name).inc()
         try:
             yield
             outcome = "ok"
-            self._latencies.samples.append(time.monotonic() - started)
         except MeshError as error:
             outcome = error.code
             raise
         finally:
+            seconds = time.monotonic() - started
             self._latencies.calls += 1
-            HOP_IN_FLIGHT.labels(self.name).dec()
-            HOP_LIMIT.labels(self.name).set(self.limiter.limit)
-            HOP_CALLS.labels(self.name, name, outcome).inc()
-            HOP_LATENCY.labels(self.name, name).observe(time.monotonic() - started)
+            if outcome == "ok":
+                self._latencies.samples.append(seconds)
+            meter.record(outcome, seconds)
+
+    def _meter(self, method: str) -> _Meter:
+        if method not in self._meters:
+            self._meters[method] = _Meter(self.name, method)
+        return self._meters[method]
 
     @contextmanager
     def _translate(self, deadline: Deadline) -> Iterator[None]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
@@ -116,7 +117,7 @@ def _from_details(trailing: Iterable[tuple[str, str | bytes]], hop: str) -> Mesh
     status = Status()
     try:
         status.ParseFromString(raw)
-    except ValueError:  # protobuf's DecodeError: a peer or proxy wrote something else there
+    except DecodeError:  # a peer or a proxy wrote something else there
         return None
     info, retry = ErrorInfo(), RetryInfo()
     retry_after = None

@@ -25,7 +25,7 @@ class AdaptiveLimiter:
     """
 
     def __init__(
-        self, *, initial: int = 64, minimum: int = 8, maximum: int = 1024, name: str = "", clock: Clock = monotonic
+        self, *, initial: int = 256, minimum: int = 8, maximum: int = 1024, name: str = "", clock: Clock = monotonic
     ) -> None:
         if not 1 <= minimum <= initial <= maximum:
             raise ValueError("needs 1 <= minimum <= initial <= maximum")

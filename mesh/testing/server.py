@@ -30,7 +30,9 @@ class RunningWorker:
 
 
 @asynccontextmanager
-async def serve(capabilities: Sequence[Capability], *, port: int = 0, **settings: float) -> AsyncIterator[RunningWorker]:
+async def serve(
+    capabilities: Sequence[Capability], *, port: int = 0, **settings: float
+) -> AsyncIterator[RunningWorker]:
     """Run a worker with these capabilities until the block is left.
 
     >>> async with serve([ScriptedEmbedding().capability()]) as running:  # doctest: +SKIP

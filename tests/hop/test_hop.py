@@ -181,7 +181,7 @@ async def test_a_busy_peer_does_not_open_the_breaker() -> None:
 
 
 async def test_a_message_over_the_hops_limit_is_too_large_not_busy() -> None:
-    """gRPC's core reports both with one code; the caller sees which it is."""
+    """GRPC's core reports both with one code; the caller sees which it is."""
     settings = HopSettings(max_message_bytes=2048)
     async with serve([ScriptedEmbedding().capability()]) as running:
         async with AsyncEmbeddingServiceClient(running.target, hop=settings) as client:
