@@ -141,6 +141,7 @@ def _endpoint_document(endpoint: EndpointHealth, now: float) -> dict[str, Any]:
         "seconds_in_state": round(now - endpoint.since, 1),
         "last_probe_seconds_ago": None if endpoint.heard_at is None else round(now - endpoint.heard_at, 1),
         "reason": endpoint.reason,
+        "reason_code": endpoint.reason_code,
     }
 
 

@@ -1,0 +1,58 @@
+"""The last words of a start: what runs, how to choose otherwise, where the logs are, and what to try."""
+
+from __future__ import annotations
+
+from ops.local.console import render_table
+from ops.local.layout import Layout
+from ops.local.topology import WORKERS, Topology
+from ops.local.waiting import Readiness
+
+_CHOICES = (
+    ("EMBEDDING_MODEL", "a sentence-transformers model"),
+    ("RERANKING_MODEL", "a cross-encoder"),
+    ("LLM_MODEL", "any Hugging Face model that generates text"),
+)
+
+
+def closing_words(readiness: Readiness, topology: Topology, layout: Layout) -> list[str]:
+    """What a start says at its end."""
+    title = "The mesh is up" if readiness.complete else "The mesh is up, but not all of it serves"
+    rows = [
+        [hop.name, hop.model or "-", "serving" if hop.serving else f"NOT SERVING: {hop.reason}"]
+        for hop in readiness.hops
+    ]
+    return [
+        "",
+        f"{title} ({readiness.seconds:.1f} s): {topology.gateway_url}",
+        *(f"  {line}" for line in render_table(["CAPABILITY", "MODEL", "STATE"], rows)),
+        *(
+            f"  {name} is served elsewhere, at {url}; nothing was started for it here."
+            for name, url in topology.elsewhere.items()
+        ),
+        "",
+        "To choose other models, stop the mesh and start it with these variables (a path, or a name on the hub):",
+        *(f"  {variable}=…  {what}" for variable, what in _CHOICES),
+        f"Logs: {layout.logs}/<process>.log ({', '.join(topology.names)})",
+        "",
+        "Try:",
+        *_commands(topology),
+        "",
+        "Health: ./scripts/check_torch_isolation_health.sh    Stop: ./scripts/stop_torch_isolation.sh",
+    ]
+
+
+def _commands(topology: Topology) -> list[str]:
+    url = topology.gateway_url
+    json = "-H 'content-type: application/json'"
+    embedding = next((each for each in topology.listeners if each.process == WORKERS[0].name), None)
+    lines = [
+        f'  curl -s {url}/v1/embeddings {json} -d \'{{"input": "hello"}}\'',
+        f"  curl -s {url}/v2/rerank {json} \\\n"
+        '    -d \'{"query": "capital of France", "documents": ["Berlin", "Paris is in France"]}\'',
+        f"  curl -s {url}/v1/chunk -F file=@tests/data/documents/shared-mime-info-spec.pdf",
+        f"  curl -s {url}/v1/chat/completions {json} \\\n"
+        '    -d \'{"messages": [{"role": "user", "content": "What is the torch isolation mesh?"}], "temperature": 0}\'',
+    ]
+    if embedding:
+        lines.append(f"  grpcurl -plaintext {embedding.host}:{embedding.port} list")
+    return [*lines, f"  Interactive documentation: {url}/docs"]

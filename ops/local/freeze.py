@@ -1,0 +1,46 @@
+"""Writing the constraints files: the exact versions that the environments hold."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+from ops.local.console import Console
+from ops.local.environments import mesh_environments, test_environments
+from ops.local.failures import OperatorError
+from ops.local.layout import Layout
+
+_HEAD = """\
+# Exact versions of the {name} environment. Written by scripts/freeze_constraints.sh from an environment in which the
+# checks pass; pyproject.toml says what is needed, this says which version of it, and of all that it needs in turn.
+"""
+_TOOLS = ("pip==", "setuptools==", "wheel==")  # part of every new environment, in the version that Python brings
+
+
+def constraints_from(frozen: str) -> list[str]:
+    """The pins in the output of ``pip list --format=freeze``: no local version label (``+cpu``), not pip itself."""
+    pins = (re.sub(r"\+[\w.]+$", "", line.strip()) for line in frozen.splitlines())
+    wanted = (pin for pin in pins if re.fullmatch(r"[\w.-]+==[\w.!]+", pin) and not pin.startswith(_TOOLS))
+    return sorted(wanted, key=str.lower)
+
+
+def freeze(layout: Layout, console: Console) -> int:
+    """Write one constraints file per environment from what it holds now. Returns the exit code, always 0."""
+    names = dict.fromkeys(environment.name for environment in (*mesh_environments(), *test_environments()))
+    for name in names:
+        python = layout.python(name)
+        if not python.exists():
+            raise OperatorError(
+                f"There is no environment {name} at {python.parents[1]}.", hint="Run scripts/test.sh once."
+            )
+        answer = subprocess.run(  # noqa: S603 - our own interpreter
+            [str(python), "-m", "pip", "list", "--format=freeze", "--exclude-editable"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        pins = constraints_from(answer.stdout)
+        target = layout.checkout / "ops" / "constraints" / f"{name}.txt"
+        target.write_text(_HEAD.format(name=name) + "\n".join(pins) + "\n")
+        console.say(f"{target.relative_to(layout.checkout)}: {len(pins)} packages")
+    return 0

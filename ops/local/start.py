@@ -1,0 +1,140 @@
+"""Starting a mesh: install what is missing, prepare the models, start the processes, wait until they serve."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ops.local.closing import closing_words
+from ops.local.console import Console, render_table
+from ops.local.environments import Installer, mesh_environments
+from ops.local.failures import OperatorError
+from ops.local.layout import Layout
+from ops.local.models import prepare_models
+from ops.local.ports import refuse_taken
+from ops.local.processes import ignore_interrupts, marked
+from ops.local.record import Record, exclusive
+from ops.local.status import fetch
+from ops.local.stop import bring_down
+from ops.local.supervisor import Supervisor, launch
+from ops.local.topology import Topology, plan
+from ops.local.waiting import Readiness, describe, wait_ready
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """What the command line asks for. ``mode`` is None where the script shall choose."""
+
+    mode: str | None = None
+    host: str | None = None
+    wait_seconds: float = 300.0
+    torch_index_url: str = ""
+
+
+def start(options: StartOptions, layout: Layout, console: Console, environ: Mapping[str, str]) -> int:
+    """Bring the mesh up. Returns 0 when something usable runs, also where a capability does not serve; otherwise 1.
+
+    A start that fails or is interrupted leaves no process behind. One whose gateway answers and of which at least one
+    capability serves stays up: the rest is named with its reason, and the supervisor goes on trying.
+    """
+    topology = plan(environ, host=options.host)
+    with exclusive(layout, "start"):
+        record = Record.read(layout.record)
+        if record is not None and Supervisor(layout.supervisor_socket).answers():
+            return _report_running(record, console)
+        if record is not None:
+            _clear_crashed(record, layout, console)
+        choose_mode(options.mode, console)
+        refuse_taken(topology.listeners)
+        Installer(layout, console, environ).ensure(mesh_environments(options.torch_index_url))
+        prepare_models(layout, topology, console, environ)
+        refuse_taken(topology.listeners)  # installing takes minutes, and ports do not wait
+        return _run(options, topology, layout, console, environ)
+
+
+def _run(
+    options: StartOptions, topology: Topology, layout: Layout, console: Console, environ: Mapping[str, str]
+) -> int:
+    ports = tuple(listener.port for listener in topology.listeners)
+    record = Record(run_id=secrets.token_hex(16), mode="local", gateway_url=topology.gateway_url, ports=ports)
+    try:
+        record.write(layout.record)
+        supervisor = launch(topology, layout, run_id=record.run_id, environ=environ)
+        console.say("Starting " + ", ".join(topology.names))
+        readiness = wait_ready(
+            console,
+            state=lambda: fetch(topology.gateway_url, timeout=2.0),
+            processes=supervisor.processes,
+            limit_seconds=options.wait_seconds,
+        )
+    except BaseException:
+        ignore_interrupts()  # a second Ctrl-C must not cut this off
+        with console.step("Stopping what had been started"):
+            bring_down(layout, record)
+        raise
+    return _report_started(readiness, record, topology, layout, console)
+
+
+def _report_started(readiness: Readiness, record: Record, topology: Topology, layout: Layout, console: Console) -> int:
+    if not readiness.usable:
+        states = [f"  {name}: {state}" for name, state in describe(readiness).items()]
+        bring_down(layout, record)
+        raise OperatorError(
+            f"Nothing usable came up within {readiness.seconds:.0f} s, so all was stopped again:\n" + "\n".join(states),
+            hint=f"Each process says why in {layout.logs}/<process>.log.",
+        )
+    for line in closing_words(readiness, topology, layout):
+        console.say(line)
+    return 0
+
+
+def _report_running(record: Record, console: Console) -> int:
+    console.say(f"The mesh is already running ({record.mode} mode): {record.gateway_url}")
+    state = fetch(record.gateway_url, timeout=5.0)
+    rows = [[hop.name, hop.health, hop.model or hop.reason] for hop in state.hops]
+    for line in (
+        render_table(["HOP", "HEALTH", "MODEL"], rows) if rows else [f"Its gateway does not answer: {state.error}"]
+    ):
+        console.say(f"  {line}")
+    console.say("To start it anew: ./scripts/stop_torch_isolation.sh && ./scripts/start_torch_isolation.sh")
+    return 0
+
+
+def _clear_crashed(record: Record, layout: Layout, console: Console) -> None:
+    left = marked(record.run_id)
+    with console.step("Clearing what a crashed run left behind") as step:
+        bring_down(layout, record)
+        step.outcome = f"ended {len(left)} processes" if left else "nothing was left"
+
+
+def choose_mode(asked: str | None, console: Console) -> str:
+    """The mode to start in: always ``local`` as yet; says so where Docker was asked for or could be expected."""
+    if asked == "docker":
+        console.say(
+            "Docker mode is not part of this version yet: starting in local mode, as processes of this machine."
+        )
+    elif asked is None and (version := docker_version()):
+        console.say(
+            f"Docker {version} answers, but Docker mode is not part of this version yet: starting in local mode."
+        )
+    return "local"
+
+
+def docker_version() -> str:
+    """The version of the Docker engine that answers here; empty where none does."""
+    if shutil.which("docker") is None:
+        return ""
+    try:
+        answer = subprocess.run(
+            ["docker", "version", "--format", "{{.Server.Version}}"],  # noqa: S607 - whichever docker the user has
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""

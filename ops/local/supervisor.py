@@ -1,0 +1,215 @@
+"""Keeping the processes alive: the configuration for supervisord, and talking to it over its Unix socket."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import resource
+import socket
+import subprocess
+import xmlrpc.client
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ops.local.failures import OperatorError
+from ops.local.layout import Layout
+from ops.local.processes import RUN_ID_VARIABLE, wait_until
+from ops.local.topology import Program, Topology
+
+STOP_SECONDS = 25
+"""How long a process has to drain and end after SIGTERM; above the workers' drain notice and grace together."""
+
+# A process that ends sooner than this after its start counts as failed to start, and the wait before the next try
+# grows by a second each time: a worker that cannot start does not spin.
+_SETTLED_SECONDS = 5
+# supervisord gives up after this many failed starts in a row. The wait grows with each, so this is weeks: a port that
+# stays taken overnight or a disk that is full until morning should not leave a worker down for good.
+_START_RETRIES = 2000
+_WANTED_OPEN_FILES = 65536
+
+_HEAD = """\
+; Written by each start; changes here are lost.
+[supervisord]
+nodaemon = true
+silent = true
+logfile = {logs}/supervisor.log
+logfile_maxbytes = 10MB
+logfile_backups = 3
+pidfile = {run}/supervisord.pid
+childlogdir = {logs}
+directory = {checkout}
+minfds = {open_files}
+{user}
+[unix_http_server]
+file = {socket}
+chmod = 0700
+
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+"""
+
+# SIGTERM goes to the process alone (stopasgroup is off): it drains first, and ends its own children when it is done.
+# SIGKILL, for one that did not end in time, goes to its whole group.
+_PROGRAM = """\
+[program:{name}]
+command = {python} -m {module}
+directory = {checkout}
+environment = {environment}
+autostart = true
+autorestart = true
+startsecs = {settled}
+startretries = {retries}
+stopsignal = TERM
+stopwaitsecs = {stop_seconds}
+stopasgroup = false
+killasgroup = true
+redirect_stderr = true
+stdout_logfile = {log}
+stdout_logfile_maxbytes = 10MB
+stdout_logfile_backups = 3
+"""
+
+
+def render_config(topology: Topology, layout: Layout) -> str:
+    """The supervisord configuration for a mesh."""
+    head = _HEAD.format(
+        run=_literal(layout.run),
+        logs=_literal(layout.logs),
+        checkout=_literal(layout.checkout),
+        socket=_literal(layout.supervisor_socket),
+        open_files=_open_files(),
+        user="user = root\n" if os.geteuid() == 0 else "",
+    )
+    return "\n".join([head, *(_render_program(program, layout) for program in topology.programs)])
+
+
+def _render_program(program: Program, layout: Layout) -> str:
+    return _PROGRAM.format(
+        name=program.name,
+        python=_quoted(str(layout.python(program.environment))),
+        module=program.module,
+        checkout=_literal(layout.checkout),
+        environment=",".join(f"{name}={_quoted(value)}" for name, value in sorted(program.variables.items())),
+        settled=_SETTLED_SECONDS,
+        retries=_START_RETRIES,
+        stop_seconds=STOP_SECONDS,
+        log=_literal(layout.log_of(program.name)),
+    )
+
+
+def _literal(value: Path) -> str:
+    """A path as a configuration value, in which ``%`` would begin an expansion."""
+    return str(value).replace("%", "%%")
+
+
+def _quoted(value: str) -> str:
+    """A value inside ``environment`` or ``command``, which supervisord splits as a shell would, after expansion."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{escaped}"'
+
+
+def _open_files() -> int:
+    """The limit on open files to ask for: each connection of a client is one, and systems start at 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _WANTED_OPEN_FILES if hard == resource.RLIM_INFINITY else max(soft, min(hard, _WANTED_OPEN_FILES))
+
+
+@dataclass(frozen=True)
+class ProcessState:
+    """What the supervisor says of one process: ``state`` in its vocabulary (RUNNING, BACKOFF, FATAL, …)."""
+
+    name: str
+    state: str
+    pid: int
+    detail: str
+
+
+class Supervisor:
+    """A running supervisord, addressed by its socket."""
+
+    def __init__(self, path: Path) -> None:
+        self._server = xmlrpc.client.ServerProxy("http://localhost/RPC2", transport=_UnixTransport(path))
+
+    def answers(self) -> bool:
+        """Whether a supervisord is there."""
+        try:
+            self._server.supervisor.getState()
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error):
+            return False
+        return True
+
+    def processes(self) -> dict[str, ProcessState]:
+        """Every process by name; empty while the supervisor does not answer."""
+        try:
+            answers: Any = self._server.supervisor.getAllProcessInfo()
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error):
+            return {}
+        return {
+            answer["name"]: ProcessState(answer["name"], answer["statename"], answer["pid"], answer["description"])
+            for answer in answers
+        }
+
+    def shut_down(self) -> None:
+        """Ask it to stop every process, then itself. Returns at once; does nothing where none answers."""
+        try:
+            self._server.supervisor.shutdown()
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error):
+            return
+
+
+class _UnixTransport(xmlrpc.client.Transport):
+    """XML-RPC over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:  # noqa: ARG002 - the base class's signature
+        """A connection to the socket, whatever the URL's host says."""
+        return _UnixConnection("localhost", path=self._path)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, host: str, *, path: Path) -> None:
+        super().__init__(host, timeout=5)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket file."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def launch(topology: Topology, layout: Layout, *, run_id: str, environ: Mapping[str, str]) -> Supervisor:
+    """Start supervisord, which starts every process, in the background. Returns once it takes commands.
+
+    Raises:
+        OperatorError: it ended at once; the message carries what it said.
+    """
+    layout.logs.mkdir(parents=True, exist_ok=True)
+    layout.supervisor_config.write_text(render_config(topology, layout))
+    layout.supervisor_config.chmod(0o600)  # the configuration may hold what the environment holds
+    layout.supervisor_socket.unlink(missing_ok=True)
+    marks = {RUN_ID_VARIABLE: run_id, "MESH_HOME": str(layout.home), "MESH_MODELS": str(layout.models)}
+    said = layout.supervisor_output
+    with said.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603 - our own command
+            [str(layout.python("supervisor")), "-m", "supervisor.supervisord", "-c", str(layout.supervisor_config)],
+            cwd=layout.checkout,
+            env={**environ, **marks, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # the terminal's Ctrl-C and hang-up are not for the mesh
+        )
+    supervisor = Supervisor(layout.supervisor_socket)
+    wait_until(lambda: process.poll() is not None or supervisor.answers(), seconds=20, interval=0.05)
+    if process.poll() is None and supervisor.answers():
+        return supervisor
+    text = said.read_text(errors="replace").strip()
+    raise OperatorError(f"The supervisor did not start. It said:\n{text}", hint=f"See {layout.log_of('supervisor')}.")

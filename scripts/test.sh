@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Runs every check of the project in environments of its own; name parts to run only them. --help lists them.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=$(scripts/find_python.sh)
+exec "$python" -m ops.local checks "$@"

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ops.local.environments import (
+    TORCH,
+    Environment,
+    mesh_environments,
+    stamp_of,
+    unfinished_mark,
+)
+from ops.local.environments import (
+    test_environments as environments_for_tests,
+)
+from ops.local.failures import OperatorError
+from ops.local.freeze import constraints_from
+from ops.local.layout import CHECKOUT
+
+PYPROJECT = """
+[project]
+dependencies = ["grpcio==1"]
+[project.optional-dependencies]
+gateway = ["fastapi"]
+[tool.ruff]
+line-length = 120
+"""
+GATEWAY = Environment("gateway", "gateway", extras=("gateway",))
+
+
+def _stamp(
+    environment: Environment = GATEWAY, *, pyproject: str = PYPROJECT, constraints: str = "a==1", python: str = "3.11"
+) -> str:
+    return stamp_of(environment, pyproject=pyproject, constraints=constraints, python=python)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda: _stamp(pyproject=PYPROJECT.replace("fastapi", "fastapi>1")),
+        lambda: _stamp(pyproject=PYPROJECT.replace("grpcio==1", "grpcio==2")),
+        lambda: _stamp(constraints="a==2"),
+        lambda: _stamp(python="3.12"),
+        lambda: _stamp(replace(GATEWAY, first=(TORCH,))),
+    ],
+)
+def test_whatever_decides_what_is_installed_changes_the_stamp(changed: Callable[[], str]) -> None:
+    """A requirement, a pin, another Python or torch: the environment is brought up to date."""
+    assert changed() != _stamp()
+
+
+def test_a_linters_setting_does_not_change_the_stamp() -> None:
+    """Working on the project does not install gigabytes again."""
+    assert _stamp(pyproject=PYPROJECT.replace("120", "100")) == _stamp()
+
+
+def test_the_gateways_environment_gets_nothing_of_the_workers() -> None:
+    """Its only extra is its own, and torch is installed nowhere but for the workers."""
+    by_name = {environment.name: environment for environment in mesh_environments("https://index.example/cpu")}
+    assert by_name["gateway"].extras == ("gateway",)
+    assert [name for name, environment in by_name.items() if environment.first] == ["workers"]
+    assert by_name["workers"].first_index == "https://index.example/cpu"
+
+
+def test_every_environment_is_pinned() -> None:
+    """Each names a constraints file that exists and holds exact versions, none of them torch for the gateway."""
+    for environment in (*mesh_environments(), *environments_for_tests()):
+        lines = (CHECKOUT / "ops" / "constraints" / f"{environment.constraints}.txt").read_text().splitlines()
+        pins = [line for line in lines if line and not line.startswith("#")]
+        assert pins
+        assert all("==" in pin for pin in pins)
+        assert any(pin.startswith("torch==") for pin in pins) == (environment.name == "workers")
+
+
+def _install_until(file: Path, end: BaseException) -> None:
+    with unfinished_mark(file.parent):
+        file.touch()
+        raise end
+
+
+def test_what_was_cut_off_is_made_anew(tmp_path: Path) -> None:
+    """Half a package counts as a whole one, so nothing of an interrupted installation is kept."""
+    directory = tmp_path / "workers"
+    with pytest.raises(KeyboardInterrupt):
+        _install_until(directory / "half", KeyboardInterrupt())
+    assert (directory / "half").exists()
+    with unfinished_mark(directory):
+        assert not (directory / "half").exists()
+    with unfinished_mark(directory):
+        (directory / "whole").touch()
+    assert (directory / "whole").exists()
+
+
+def test_a_failed_pip_costs_nothing_that_stood_before(tmp_path: Path) -> None:
+    """An index that cannot be reached is no reason to install everything again."""
+    directory = tmp_path / "workers"
+    with pytest.raises(OperatorError):
+        _install_until(directory / "package", OperatorError("The index does not answer."))
+    with unfinished_mark(directory):
+        assert (directory / "package").exists()
+
+
+def test_pins_fit_every_build_of_a_package() -> None:
+    """The CPU build's label is left out, so that the same file pins the CUDA build; installers are left alone."""
+    frozen = "torch==2.13.0+cpu\npip==23.2.1\nsetuptools==65.5.0\nPyYAML==6.0.3\nattrs==26.1.0\nsomething @ file:///x\n"
+    assert constraints_from(frozen) == ["attrs==26.1.0", "PyYAML==6.0.3", "torch==2.13.0"]
