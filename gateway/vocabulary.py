@@ -1,8 +1,8 @@
 """Turns token ids of OpenAI's vocabularies back into text.
 
 Some clients tokenise with OpenAI's vocabulary before they send (LangChain does by default). Such ids mean nothing to
-any other model, so they become text again here. The vocabulary's file is never downloaded: an operator puts it into a
-folder, in the form in which tiktoken publishes and caches it.
+any other model, so tiktoken makes them text again. Its own loader is left aside: it would replace a missing or damaged
+file by a download. Here an operator puts the file into a folder, in the form in which tiktoken publishes and caches it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mesh.errors import InvalidRequest, MeshError
+
+if TYPE_CHECKING:
+    from tiktoken import Encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ class OpenAIVocabulary:
     def __init__(self, file: VocabularyFile, directory: Path | None) -> None:
         self._file = file
         self._directory = directory
-        self._pieces: dict[int, bytes] | None = None
+        self._encoding: Encoding | None = None
         self._reading = asyncio.Lock()
 
     async def decode(self, inputs: Sequence[Sequence[int]], *, param: str) -> list[str]:
@@ -71,11 +75,10 @@ class OpenAIVocabulary:
             InvalidRequest: the vocabulary's file is not here or is damaged, or does not have one of the ids.
         """
         async with self._reading:
-            if self._pieces is None:
-                self._pieces = await asyncio.to_thread(self._read)
-        pieces = self._pieces
+            if self._encoding is None:
+                self._encoding = await asyncio.to_thread(self._read)
         try:
-            return [b"".join([pieces[token] for token in ids]).decode("utf-8", "replace") for ids in inputs]
+            return [self._encoding.decode(list(ids)) for ids in inputs]
         except KeyError as unknown:
             raise InvalidRequest(
                 f"{param} holds the token id {unknown.args[0]}, which {self._file.name} does not have; send text.",
@@ -83,7 +86,7 @@ class OpenAIVocabulary:
                 reason="UNKNOWN_TOKEN_ID",
             ) from None
 
-    def _read(self) -> dict[int, bytes]:
+    def _read(self) -> Encoding:
         folder = self._directory
         names = self._file.file_names
         path = next((folder / name for name in names if (folder / name).is_file()), None) if folder else None
@@ -97,14 +100,18 @@ class OpenAIVocabulary:
         except (ValueError, binascii.Error):
             raise self._unusable("cannot be read") from None
 
-    def _parse(self, data: bytes) -> dict[int, bytes]:
-        pieces = {}
+    def _parse(self, data: bytes) -> Encoding:
+        # Imported at the first need: most gateways never see a token id.
+        from tiktoken import Encoding
+
+        ranks = {}
         for line in data.splitlines():
             piece, _, rank = line.partition(b" ")
             if piece:
-                pieces[int(rank)] = base64.b64decode(piece, validate=True)
-        pieces.update((token, text.encode()) for token, text in self._file.special)
-        return pieces
+                ranks[base64.b64decode(piece, validate=True)] = int(rank)
+        special = {text: token for token, text in self._file.special}
+        # The pattern cuts text before encoding; nothing is encoded here.
+        return Encoding(self._file.name, pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens=special)
 
     def _unusable(self, state: str) -> MeshError:
         return InvalidRequest(

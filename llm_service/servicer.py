@@ -41,7 +41,7 @@ class LlmServicer(LlmServiceServicer):
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add this servicer to a server."""
-        add_LlmServiceServicer_to_server(self, server)  # type: ignore[no-untyped-call]  # generated code
+        add_LlmServiceServicer_to_server(self, server)
 
     async def Generate(
         self, request: pb.GenerateRequest, context: ServicerContext

@@ -68,7 +68,7 @@ OPERATION = Operation(
     body=EmbeddingsRequest,
     examples={
         "One text": {"model": MODEL_EXAMPLE, "input": "A circuit breaker stops calls to a peer that fails."},
-        "Several, short vectors": {"model": MODEL_EXAMPLE, "input": ["one", "two"], "dimensions": 128},
+        "Several, as numbers": {"model": MODEL_EXAMPLE, "input": ["one", "two"], "encoding_format": "float"},
     },
     answer={
         "object": "list",
