@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mesh.errors import ModelUnusable
 
 PROBE_SECONDS = 6.0
 """How long the hub may take to say whether it has a model. A blackholed network gives no earlier sign."""
 
+REACH_SECONDS = 1.5
+"""How long a connection to the hub may take before it counts as out of reach."""
+
+_PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 _REPOSITORY_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 _OTHER_FORMATS = ["onnx/*", "openvino/*", "*.onnx", "original/*"]
 
@@ -29,8 +35,14 @@ def cached_snapshot(name: str, revision: str) -> Path | None:
     return snapshot if (snapshot / "config.json").is_file() else None
 
 
-def fetch_snapshot(name: str, revision: str, *, setting: str) -> Path:
+def fetch_snapshot(name: str, revision: str, *, setting: str, probe_seconds: float = PROBE_SECONDS) -> Path:
     """Download configuration, tokenizer and safetensors weights into the hub's cache.
+
+    Args:
+        name: hub name of the model.
+        revision: commit, branch or tag.
+        setting: the environment variable that names the model, for messages.
+        probe_seconds: how long the hub may take to say whether it has the model.
 
     Raises:
         ModelUnusable: offline, unreachable, no such model or revision, gated, or without safetensors weights.
@@ -45,7 +57,7 @@ def fetch_snapshot(name: str, revision: str, *, setting: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        found = _within(PROBE_SECONDS, lambda: HfApi().model_info(name, revision=revision, timeout=PROBE_SECONDS))
+        found = _within(probe_seconds, lambda: HfApi().model_info(name, revision=revision, timeout=probe_seconds))
         _require_safetensors(name, [file.rfilename for file in found.siblings or ()])
         return Path(
             snapshot_download(
@@ -72,6 +84,21 @@ def fetch_snapshot(name: str, revision: str, *, setting: str) -> Path:
             f"Put the directory of a downloaded model into {setting}, or start again with a network.",
             reason="HUB_UNREACHABLE",
         ) from error
+
+
+def in_reach(seconds: float = REACH_SECONDS) -> bool:
+    """Whether the hub takes a connection. Behind a proxy this cannot be told apart, and the answer is yes."""
+    if _told_to_stay_offline():
+        return False
+    if any(os.environ.get(name) for name in _PROXIES):
+        return True
+    endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    address = (endpoint.hostname or "huggingface.co", endpoint.port or (80 if endpoint.scheme == "http" else 443))
+    try:
+        _within(seconds, lambda: socket.create_connection(address, seconds)).close()
+    except OSError:
+        return False
+    return True
 
 
 def _require_safetensors(name: str, files: list[str]) -> None:

@@ -29,12 +29,18 @@ class LoadedModel:
 
 
 def default_models_dir(environ: Mapping[str, str]) -> Path:
-    """``$MESH_HOME/models``, or ``var/models`` below the working directory."""
-    return Path(environ.get("MESH_HOME") or "var") / "models"
+    """``$MESH_MODELS``, else ``$MESH_HOME/models``, else ``var/models`` below the working directory."""
+    return Path(environ.get("MESH_MODELS") or Path(environ.get("MESH_HOME") or "var") / "models")
 
 
 def load(
-    request: ModelRequest, plan: EnginePlan, *, head: Head | None = None, max_tokens: int = 0, report: Report = log.info
+    request: ModelRequest,
+    plan: EnginePlan,
+    *,
+    head: Head | None = None,
+    max_tokens: int = 0,
+    report: Report = log.info,
+    anew: bool = False,
 ) -> LoadedModel:
     """Find, check, and load a model. Blocks for seconds, for minutes where it has to be downloaded and measured.
 
@@ -44,6 +50,7 @@ def load(
         head: what the engine returns; None means the model's own pooling.
         max_tokens: a tighter limit than the model's own; 0 means the model's.
         report: takes lines of progress.
+        anew: measure the engines again, whatever is remembered.
 
     Raises:
         ModelUnusable: as ``models.resolve`` and ``engines.choice.open_engine``.
@@ -66,7 +73,7 @@ def load(
             reason="MODEL_DAMAGED",
         )
     chosen_head = head or Head(model.card.pooling.value)
-    engine, verdict = open_engine(Job(model, tokenizer, chosen_head), plan, report)
+    engine, verdict = open_engine(Job(model, tokenizer, chosen_head), plan, report, anew=anew)
     return LoadedModel(model=model, tokenizer=tokenizer, engine=engine, head=chosen_head, verdict=verdict)
 
 

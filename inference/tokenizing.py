@@ -89,6 +89,10 @@ class TextTokenizer:
 
     Texts are tokenized whole and without special tokens, then cut and framed here: the library's own truncation is
     a state of the shared tokenizer, and two requests may ask for different sides.
+
+    Attributes:
+        specials: how many special tokens stand before and after a single text.
+        vocabulary: ids that texts can become.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, max_tokens: int, lower_case: bool = False) -> None:
@@ -97,8 +101,14 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self._lower_case = lower_case
         self._frame = _single_frame(tokenizer)
+        self.specials = (len(self._frame.before), len(self._frame.after))
         self.max_tokens = max_tokens
         self.vocabulary: int = tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def special_tokens(self) -> tuple[int, int]:
+        """How many special tokens stand before and after a single text."""
+        return len(self._frame.before), len(self._frame.after)
 
     @classmethod
     def load(cls, path: Path, *, name: str, max_tokens: int, lower_case: bool = False) -> TextTokenizer:
@@ -161,6 +171,15 @@ class TextTokenizer:
     ) -> Tokenized:
         """Tokenize one query with each document, the longer of the two cut first, as cross-encoders are trained.
 
+        A query keeps its beginning, and at least half of the room whatever the document.
+
+        Args:
+            query: what is asked, not empty.
+            documents: what is scored.
+            truncation: what to do with pairs that are longer than the model reads.
+            max_document_tokens: a tighter limit for each document, without special tokens.
+            param: the caller's name of the documents, for messages.
+
         Raises:
             InvalidRequest: a pair is too long and ``truncation`` refuses.
         """
@@ -172,8 +191,9 @@ class TextTokenizer:
         for position, ids in enumerate(self._encode(documents)):
             allowed = ids if max_document_tokens is None else _cut(ids, max_document_tokens, truncation)
             first, second = longest_first(len(query_ids), len(allowed), room)
-            if second < len(ids):
+            if first < len(query_ids) or second < len(ids):
                 _refuse_if_asked(truncation, param, position, len(query_ids) + len(ids) + frame.size, self.max_tokens)
+            if second < len(ids):
                 truncated.append(position)
             inputs.append(_pair(frame, query_ids[:first], _cut(allowed, second, truncation)))
         characters = len(query) + _characters(documents)
@@ -214,7 +234,8 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
         return first, room - first
     if second <= half:
         return room - second, second
-    return half, room - half
+    # An odd one is the longer's.
+    return (room - half, half) if first > second else (half, room - half)
 
 
 def _cut(ids: Sequence[int], keep: int, truncation: Truncation) -> Sequence[int]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from inference import machine
 from inference.engines import Engine, FloatArray, Head, checks, onnx_export
-from inference.padding import pad
+from inference.padding import PaddedBatch, pad
 from inference.tokenizing import TextTokenizer, TokenizedInput
 from mesh.errors import ModelUnusable
 from mesh.telemetry import fields, get_logger
@@ -28,15 +28,14 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 AUTO = "auto"
-REFERENCE = "torch"
-"""float32 in torch: what every other engine is compared with."""
-
 _VERDICT_FORMAT = 1
 _LIGHT_BONUS = 1.1
 """onnxruntime wins unless another engine is this much faster: a worker without torch starts sooner and is smaller."""
 _CPU_BUDGETS = (512, 1024, 2048)
 _CUDA_BUDGETS = (4096, 16384, 65536)
-_ROUNDS = 3
+_ROUNDS = 4
+_MEASURE_SECONDS = 3.0
+"""After this long a budget gets no further round."""
 _CLEARLY_FASTER = 1.03
 """A larger batch budget has to pay: everyone in the queue waits for the running batch."""
 
@@ -73,7 +72,8 @@ class Verdict:
         engine: one of ENGINES.
         device: ``cpu`` or ``cuda:0``.
         min_cosine, mean_cosine: to the float32 reference.
-        texts_per_second, tokens_per_second: on texts of 5 to 25 words, in batches of ``batch_tokens``.
+        texts_per_second, tokens_per_second: on texts of 5 to 25 words, in batches of ``batch_tokens``. On CPU they are
+            measured with one thread and multiplied by the threads in use.
         batch_tokens: the batch budget at which it was fastest.
     """
 
@@ -104,11 +104,16 @@ def _open_onnxruntime(job: Job, plan: EnginePlan, device: str) -> Engine:
     return OnnxRuntimeEngine(graph, job.head, device=device, threads=plan.cpu_threads)
 
 
-def _torch_in(precision: str) -> Callable[[Job, EnginePlan, str], Engine]:
+def _torch_in(precision: str, *, through_transformers: bool = False) -> Callable[[Job, EnginePlan, str], Engine]:
     def open_torch(job: Job, plan: EnginePlan, device: str) -> Engine:
         from inference.engines.torch import TorchEngine, TorchOptions
 
-        options = TorchOptions(precision=precision, device=device, threads=plan.cpu_threads)
+        options = TorchOptions(
+            precision=precision,
+            device=device,
+            threads=plan.cpu_threads,
+            through_transformers=through_transformers,
+        )
         return TorchEngine(job.model, job.head, options)
 
     return open_torch
@@ -118,16 +123,19 @@ ENGINES: dict[str, Callable[[Job, EnginePlan, str], Engine]] = {
     "onnxruntime": _open_onnxruntime,
     "torch-bf16": _torch_in("bfloat16"),
     "torch-fp16": _torch_in("float16"),
-    REFERENCE: _torch_in("float32"),
+    "torch": _torch_in("float32"),
 }
 """Every engine by name, with the function that opens it. The order is that of the measurement."""
+
+_open_reference = _torch_in("float32", through_transformers=True)
+"""float32 through transformers' own code: what every engine is compared with."""
 
 Report = Callable[[str], None]
 """Takes one line of progress."""
 
 
-def open_engine(job: Job, plan: EnginePlan, report: Report) -> tuple[Engine, Verdict]:
-    """The engine for ``job``: as remembered, or measured now.
+def open_engine(job: Job, plan: EnginePlan, report: Report, *, anew: bool = False) -> tuple[Engine, Verdict]:
+    """The engine for ``job``: as remembered, or measured now (``anew`` measures in any case).
 
     Raises:
         ModelUnusable: no engine can run the model, or the pinned one is unknown or not installed.
@@ -140,7 +148,7 @@ def open_engine(job: Job, plan: EnginePlan, report: Report) -> tuple[Engine, Ver
     remembered = _Memory.of(job, plan)
     # One process at a time: two measuring side by side would slow each other down and choose wrongly.
     with _alone(plan.models_dir):
-        verdict = remembered.read()
+        verdict = None if anew else remembered.read()
         if verdict is None:
             verdict = _judge(job, plan, report)
             remembered.write(verdict)
@@ -158,7 +166,7 @@ def _judge(job: Job, plan: EnginePlan, report: Report) -> Verdict:
     device = _device(plan)
     inputs = checks.check_inputs(job.tokenizer, job.head)
     report(f"{job.model.name}: computing the float32 reference")
-    reference_engine = _torch_in("float32")(job, plan, "cpu")
+    reference_engine = _open_reference(job, replace(plan, threads=1), "cpu")
     reference = _outputs(reference_engine, job, inputs)
     reference_engine.close()
     verdicts = []
@@ -228,7 +236,8 @@ def _measure(
     name: str, job: Job, plan: EnginePlan, inputs: Sequence[TokenizedInput], reference: list[FloatArray]
 ) -> Verdict:
     device = "cpu" if name == "onnxruntime" and machine.installed("onnxruntime-gpu") is None else plan.device
-    engine = ENGINES[name](job, plan, device)
+    engine = ENGINES[name](job, replace(plan, threads=1), device)
+    threads = plan.cpu_threads if device == "cpu" else 1
     try:
         low, mean = checks.agreement(reference, _outputs(engine, job, inputs))
         timed = checks.timed_inputs(job.tokenizer, job.head)
@@ -240,8 +249,8 @@ def _measure(
         device=device,
         min_cosine=low,
         mean_cosine=mean,
-        texts_per_second=len(timed) / seconds,
-        tokens_per_second=sum(each.tokens for each in timed) / seconds,
+        texts_per_second=threads * len(timed) / seconds,
+        tokens_per_second=threads * sum(each.tokens for each in timed) / seconds,
         batch_tokens=budget,
     )
 
@@ -254,15 +263,29 @@ def _fastest_budget(
     for budget in budgets:
         batches = [pad(batch, pad_token_id=job.model.card.pad_token_id) for batch in _batches(timed, budget)]
         engine.run(batches[0])
-        seconds = float("inf")
-        for _ in range(_ROUNDS):
-            started = time.perf_counter()
-            for batch in batches:
-                engine.run(batch)
-            seconds = min(seconds, time.perf_counter() - started)
+        seconds = _undisturbed_seconds(engine, batches)
         if seconds * _CLEARLY_FASTER < best_seconds:
             best_budget, best_seconds = budget, seconds
     return best_budget, best_seconds
+
+
+def _undisturbed_seconds(engine: Engine, batches: Sequence[PaddedBatch]) -> float:
+    """The sum of each batch's best time, as far as possible without what else runs on the machine.
+
+    On CPU the engine has one thread here and its CPU time is counted: with several, one that has to share its core
+    makes all others wait, and a busy machine chose the wrong engine by a factor of ten.
+    """
+    clock = time.thread_time if engine.traits.device == "cpu" else time.perf_counter
+    best = [float("inf")] * len(batches)
+    give_up = time.perf_counter() + _MEASURE_SECONDS
+    for done in range(_ROUNDS):
+        for position, batch in enumerate(batches):
+            started = clock()
+            engine.run(batch)
+            best[position] = min(best[position], clock() - started)
+        if done and time.perf_counter() > give_up:
+            break
+    return sum(best)
 
 
 def _outputs(engine: Engine, job: Job, inputs: Sequence[TokenizedInput]) -> list[FloatArray]:

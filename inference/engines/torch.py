@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
+import torch
 
-from inference.engines import DeviceOutOfMemory, EngineTraits, FloatArray, Head
+from inference.engines import DeviceOutOfMemory, EngineTraits, FloatArray, Head, bert
 from inference.padding import PaddedBatch
 from inference.pooling import pooled
 from mesh.errors import ModelUnusable
 
 if TYPE_CHECKING:
-    import torch
-
     from inference.models import ResolvedModel
+
+_SHORT = {"bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,32 +24,45 @@ class TorchOptions:
     """How torch runs a model.
 
     Attributes:
-        precision: ``float32``, ``bfloat16`` or ``float16``.
+        precision: ``float32``, ``bfloat16`` or ``float16``, of the matrix products.
         device: ``cpu`` or ``cuda:0``.
         threads: of one operator on CPU; 0 leaves torch's choice.
+        through_transformers: never the project's own BERT: the reference must be others' code.
     """
 
     precision: str = "float32"
     device: str = "cpu"
     threads: int = 0
+    through_transformers: bool = False
+
+
+class _Model(Protocol):
+    """A model that takes padded batches."""
+
+    def states(self, batch: PaddedBatch) -> torch.Tensor:
+        """(n, length, dimensions)."""
+        ...
+
+    def logits(self, batch: PaddedBatch) -> torch.Tensor:
+        """(n, labels)."""
+        ...
 
 
 class TorchEngine:
-    """A transformers model under inference mode."""
+    """A model under inference mode."""
 
     def __init__(self, model: ResolvedModel, head: Head, options: TorchOptions) -> None:
-        import torch
-
-        self._torch = torch
-        self._head = head
-        self._device = torch.device(options.device)
-        self._dtype: torch.dtype = getattr(torch, options.precision)
         if options.threads:
             torch.set_num_threads(options.threads)
-        self._model = load_module(model, head)
-        self._on_cpu = self._device.type == "cpu"
-        if not self._on_cpu:
-            self._model = self._model.to(device=self._device, dtype=self._dtype)
+        dtype: torch.dtype = getattr(torch, options.precision)
+        device = torch.device(options.device)
+        self._head = head
+        self._on_cpu = device.type == "cpu"
+        self._model: _Model
+        if bert.supports(model) and not options.through_transformers:
+            self._model = bert.BertModel(model, head, dtype=dtype, device=device)
+        else:
+            self._model = _TransformersModel(load_module(model, head), dtype=dtype, device=device)
         self.traits = EngineTraits(
             name="torch" if options.precision == "float32" else f"torch-{_SHORT[options.precision]}",
             precision=options.precision,
@@ -58,19 +71,11 @@ class TorchEngine:
 
     def run(self, batch: PaddedBatch) -> FloatArray:
         """See Engine."""
-        torch = self._torch
-        inputs = {"input_ids": self._tensor(batch.ids), "attention_mask": self._tensor(batch.mask)}
-        if batch.type_ids is not None:
-            inputs["token_type_ids"] = self._tensor(batch.type_ids)
-        # On CPU the weights stay float32 and the matrix products run in half precision: layer norms and sums keep
-        # their accuracy, and no operator is missing.
-        mixed = torch.autocast("cpu", dtype=self._dtype, enabled=self._on_cpu and self._dtype != torch.float32)
         try:
-            with torch.inference_mode(), mixed:
-                output = self._model(**inputs)
+            with torch.inference_mode():
                 if self._head is Head.LOGITS:
-                    return _array(output.logits)
-                return self._pool(output.last_hidden_state, batch)
+                    return _array(self._model.logits(batch))
+                return self._pool(self._model.states(batch), batch)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise DeviceOutOfMemory from error
@@ -82,16 +87,39 @@ class TorchEngine:
     def _pool(self, states: torch.Tensor, batch: PaddedBatch) -> FloatArray:
         if self._head is Head.MEAN and not self._on_cpu:
             # On the device, so that vectors instead of token states cross the bus.
-            mask = self._tensor(batch.mask).unsqueeze(-1)
-            summed = (states.float() * mask).sum(dim=1)
-            return _array(summed / mask.sum(dim=1))
+            mask = torch.from_numpy(batch.mask).to(states.device).unsqueeze(-1)
+            return _array((states.float() * mask).sum(dim=1) / mask.sum(dim=1))
         return pooled(_array(states), batch, self._head)
 
-    def _tensor(self, values: np.ndarray[Any, np.dtype[np.int64]]) -> torch.Tensor:
-        return self._torch.from_numpy(values).to(self._device)
 
+class _TransformersModel:
+    """A transformers module as a model of padded batches."""
 
-_SHORT = {"bfloat16": "bf16", "float16": "fp16"}
+    def __init__(self, module: Any, *, dtype: torch.dtype, device: torch.device) -> None:
+        self._device, self._dtype = device, dtype
+        self._on_cpu = device.type == "cpu"
+        self._module = module if self._on_cpu else module.to(device=device, dtype=dtype)
+
+    def states(self, batch: PaddedBatch) -> torch.Tensor:
+        """See _Model."""
+        states: torch.Tensor = self._forward(batch).last_hidden_state
+        return states
+
+    def logits(self, batch: PaddedBatch) -> torch.Tensor:
+        """See _Model."""
+        logits: torch.Tensor = self._forward(batch).logits
+        return logits
+
+    def _forward(self, batch: PaddedBatch) -> Any:
+        arrays = {"input_ids": batch.ids, "attention_mask": batch.mask}
+        if batch.type_ids is not None and getattr(self._module.config, "type_vocab_size", 0) > 1:
+            arrays["token_type_ids"] = batch.type_ids
+        inputs = {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
+        # On CPU the weights stay float32 and the matrix products run in half precision: layer norms and sums keep
+        # their accuracy, and no operator is missing.
+        half = self._on_cpu and self._dtype != torch.float32
+        with torch.autocast("cpu", dtype=self._dtype if half else torch.bfloat16, enabled=half):
+            return self._module(**inputs)
 
 
 def load_module(model: ResolvedModel, head: Head, attention: str = "sdpa") -> Any:
@@ -102,12 +130,12 @@ def load_module(model: ResolvedModel, head: Head, attention: str = "sdpa") -> An
     """
     # Before the import: its progress bar belongs into a terminal, not into a worker's log.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    import torch
     from transformers import AutoModel, AutoModelForSequenceClassification
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    factory = AutoModelForSequenceClassification if head is Head.LOGITS else AutoModel
+    transformers_logging.set_verbosity_error()
+    factory: Any = AutoModelForSequenceClassification if head is Head.LOGITS else AutoModel
     try:
         module, report = factory.from_pretrained(
             model.path,
@@ -126,10 +154,11 @@ def load_module(model: ResolvedModel, head: Head, attention: str = "sdpa") -> An
             "choose a model this version of transformers knows.",
             reason="MODEL_UNSUPPORTED",
         ) from error
-    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
-    if missing:
+    # An encoder without its pooler is whole: nothing here reads it.
+    needed = sorted(key for key in report["missing_keys"] if head is Head.LOGITS or "pooler" not in key)
+    if needed:
         raise ModelUnusable(
-            f"The weights of {model.name} lack {len(missing)} tensors of its architecture, {missing[0]} among them. "
+            f"The weights of {model.name} lack {len(needed)} tensors of its architecture, {needed[0]} among them. "
             "Fetch the model again.",
             reason="MODEL_DAMAGED",
         )
