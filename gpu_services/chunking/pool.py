@@ -77,7 +77,8 @@ class ChildPool:
         self._lanes: dict[Priority, deque[asyncio.Future[DocumentProcess]]] = {lane: deque() for lane in Priority}
         self._interactive_streak = 0
         self._admitted = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._starting: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._typical_seconds = 2.0
         self.failure: MeshError | None = None
         self.ready: Ready | None = None
@@ -90,10 +91,10 @@ class ChildPool:
 
     async def stop(self) -> None:
         """End all children."""
-        for task in self._tasks:
+        for task in self._starting:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(child.close() for child in (*self._idle, *self._in_use)))
+        await asyncio.gather(*self._starting, return_exceptions=True)
+        await asyncio.gather(*self._closing, *(child.close() for child in (*self._idle, *self._in_use)))
         self._idle.clear()
 
     @property
@@ -182,11 +183,11 @@ class ChildPool:
 
     def _retire(self, child: DocumentProcess) -> None:
         child.kill()
-        self._spawn(child.close())
+        self._spawn(child.close(), self._closing)
         self._replace()
 
     def _replace(self) -> None:
-        self._spawn(self._add_child())
+        self._spawn(self._add_child(), self._starting)
 
     async def _add_child(self) -> None:
         """Start a child; try again with growing pauses: the machine may be short of memory for a while."""
@@ -220,7 +221,8 @@ class ChildPool:
         self.ready = child.ready
         return child
 
-    def _spawn(self, work: Awaitable[None]) -> None:
+    @staticmethod
+    def _spawn(work: Awaitable[None], tasks: set[asyncio.Task[None]]) -> None:
         task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)

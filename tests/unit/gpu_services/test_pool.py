@@ -165,3 +165,14 @@ async def test_a_child_given_in_the_moment_of_giving_up_is_given_on(scripted_chi
     await asyncio.gather(second, return_exceptions=True)
     assert pool.free
     await pool.stop()
+
+
+async def test_stopping_waits_until_every_child_has_ended(scripted_child: ScriptedChild) -> None:
+    """Also for one that was just retired: nothing outlives the worker's event loop."""
+    starter = _Starter(scripted_child)
+    pool = _pool(starter)
+    await pool.start()
+    async with pool.child(Deadline.after(5), Priority.INTERACTIVE) as child:
+        child.kill()
+    await pool.stop()
+    assert starter.children[0].closed

@@ -1,6 +1,6 @@
 """The worker as its clients see it: real gRPC on loopback, real children, the real document."""
 
-# ruff: noqa: ASYNC110 - a folder and a worker's state are polled: nothing signals them
+
 from __future__ import annotations
 
 import asyncio
