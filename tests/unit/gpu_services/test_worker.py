@@ -1,6 +1,5 @@
 """The worker as its clients see it: real gRPC on loopback, real children, the real document."""
 
-
 from __future__ import annotations
 
 import asyncio
