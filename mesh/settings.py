@@ -61,7 +61,8 @@ def refuse_misspelt(model: type[BaseSettings], environ: Mapping[str, str]) -> No
 def nearest(name: str, known: set[str]) -> str:
     """A sentence that names the closest of ``known``, or lists them all where none is close."""
     # What all names begin with makes any two look alike.
-    shared = len(os.path.commonprefix([name, *known]))
+    first, last = min(name, *known), max(name, *known)
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
     by_rest = {each[shared:]: each for each in known}
     close = difflib.get_close_matches(name[shared:], sorted(by_rest), n=1, cutoff=0.6)
     return f" Did you mean {by_rest[close[0]]}?" if close else f" Known: {', '.join(sorted(known))}."
