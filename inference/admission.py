@@ -1,4 +1,4 @@
-"""The waiting work: bounded in tokens, two lanes, cut into batches of similar length. Pure: no thread, no lock, no loop."""
+"""The waiting work: two lanes, cut into batches of similar length. Pure: no thread, no lock, no event loop."""
 
 from __future__ import annotations
 

@@ -83,7 +83,12 @@ class Batcher(Generic[W, R]):
     """
 
     def __init__(
-        self, run: Callable[[Sequence[W]], Sequence[R]], limits: BatchLimits, *, capability: str, clock: Clock = monotonic
+        self,
+        run: Callable[[Sequence[W]], Sequence[R]],
+        limits: BatchLimits,
+        *,
+        capability: str,
+        clock: Clock = monotonic,
     ) -> None:
         self._run = run
         self._limits = limits
@@ -122,7 +127,8 @@ class Batcher(Generic[W, R]):
         if not works:
             return Batched([], BatchTimings(0.0, 0.0, 0))
         deadline.require()
-        assert self._loop is not None, "start() comes first"
+        if self._loop is None:
+            raise RuntimeError("submit before start")
         ticket: Ticket[W, R] = Ticket(works, deadline, priority, admitted_at=self._clock())
         done = self._loop.create_future()
         with self._changed:
@@ -143,7 +149,7 @@ class Batcher(Generic[W, R]):
         return _collected(ticket)
 
     def progress(self) -> float:
-        """Seconds for which admitted work has waited without the engine starting or finishing a batch; 0.0 when idle."""
+        """Seconds for which admitted work has waited without a batch beginning or ending; 0.0 when idle."""
         with self._changed:
             busy = bool(self._running_tokens or len(self._queue))
             return max(0.0, self._clock() - self._last_progress) if busy else 0.0
@@ -200,7 +206,7 @@ class Batcher(Generic[W, R]):
         retry_after = min(_LONGEST_RETRY_SECONDS, max(_SHORTEST_RETRY_SECONDS, seconds))
         return Overloaded(message, reason=reason, retry_after=round(retry_after, 3))
 
-    def _seconds(self, tokens: int) -> float:
+    def _seconds(self, tokens: float) -> float:
         """How long the engine takes for ``tokens``; 0.0 while its speed is unknown."""
         return tokens / self._tokens_per_second if self._tokens_per_second else 0.0
 
@@ -220,7 +226,8 @@ class Batcher(Generic[W, R]):
                 self._end()
         except BaseException:
             log.exception("the engine's thread ended", extra=fields(capability=self._capability))
-            self._fail_everything(Internal("The engine stopped; the worker has to be restarted.", reason="ENGINE_BROKEN"))
+            broken = Internal("The engine stopped; the worker has to be restarted.", reason="ENGINE_BROKEN")
+            self._fail_everything(broken)
 
     def _next_batch(self) -> list[Entry[W, R]]:
         """Wait for work, drop what nobody can use, and cut a batch. Empty when drained."""
@@ -359,4 +366,6 @@ def _collected(ticket: Ticket[W, R]) -> Batched[R]:
 
 
 def _too_late() -> DeadlineExceeded:
-    return DeadlineExceeded("The request's time was up before it was computed; allow it more time or send less at once.")
+    return DeadlineExceeded(
+        "The request's time was up before it was computed; allow it more time or send less at once."
+    )

@@ -80,7 +80,7 @@ class ModelCard:
         transformers_config = _optional_json(path / "config_sentence_transformers.json", name)
         if not (path / "tokenizer.json").is_file():
             raise ModelUnusable(
-                f"{name} has no tokenizer.json. Save its tokenizer with AutoTokenizer.save_pretrained and add the file.",
+                f"{name} has no tokenizer.json. Save its tokenizer with AutoTokenizer.save_pretrained, and add it.",
                 reason="MODEL_TOKENIZER_MISSING",
             )
         return cls(

@@ -33,7 +33,7 @@ def default_models_dir(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("MESH_MODELS") or Path(environ.get("MESH_HOME") or "var") / "models")
 
 
-def load(
+def load(  # noqa: PLR0913 - three of them are rarely given
     request: ModelRequest,
     plan: EnginePlan,
     *,

@@ -27,12 +27,15 @@ def pooled(states: FloatArray, batch: PaddedBatch, head: Head) -> FloatArray:
         return np.ascontiguousarray(states[np.arange(len(states)), batch.lengths - 1])
     mask = batch.mask.astype(np.float32)
     if head is Head.MAX:
-        return np.where(mask[:, :, None] > 0, states, np.float32(-np.inf)).max(axis=1)
+        largest: FloatArray = np.where(mask[:, :, None] > 0, states, np.float32(-np.inf)).max(axis=1)
+        return largest
     # One matrix product per input instead of a masked copy of all states.
-    return np.matmul(mask[:, None, :], states)[:, 0] / batch.lengths[:, None].astype(np.float32)
+    mean: FloatArray = np.matmul(mask[:, None, :], states)[:, 0] / batch.lengths[:, None].astype(np.float32)
+    return mean
 
 
 def normalized(vectors: FloatArray) -> FloatArray:
     """Scale the last axis to length 1; a zero vector stays zero."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.maximum(lengths, np.float32(1e-12))
+    scaled: FloatArray = vectors / np.maximum(lengths, np.float32(1e-12))
+    return scaled

@@ -144,7 +144,9 @@ class TextTokenizer:
         """
         return self._framed(self._encode(texts), truncation, param, _characters(texts), max_tokens)
 
-    def token_inputs(self, inputs: Sequence[Sequence[int]], truncation: Truncation, *, param: str = "input") -> Tokenized:
+    def token_inputs(
+        self, inputs: Sequence[Sequence[int]], truncation: Truncation, *, param: str = "input"
+    ) -> Tokenized:
         """Frame inputs that are already ids of this model's vocabulary. Characters count as 0.
 
         Raises:

@@ -88,8 +88,9 @@ class BertModel:
         self._norm = tensors.norm("embeddings.LayerNorm")
         self._layers = [tensors.layer(f"encoder.layer.{index}") for index in range(int(config["num_hidden_layers"]))]
         classifies = head is Head.LOGITS
-        self._pooler = tensors.linear("pooler.dense") if classifies else None
-        self._classifier = tensors.linear("classifier", outside=True) if classifies else None
+        self._classifier = (
+            (tensors.linear("pooler.dense"), tensors.linear("classifier", outside=True)) if classifies else None
+        )
 
     def states(self, batch: PaddedBatch) -> torch.Tensor:
         """float32 (n, length, dimensions); padding is zero."""
@@ -104,9 +105,11 @@ class BertModel:
 
     def logits(self, batch: PaddedBatch) -> torch.Tensor:
         """float32 (n, labels)."""
-        assert self._pooler is not None and self._classifier is not None
+        if self._classifier is None:
+            raise ValueError("loaded without a classification head")
+        pooler, classifier = self._classifier
         first = self.states(batch)[:, 0]
-        return self._classifier(torch.tanh(self._pooler(first).float())).float()
+        return classifier(torch.tanh(pooler(first).float())).float()
 
     def _layout(self, batch: PaddedBatch) -> _Layout:
         inputs, length = batch.ids.shape

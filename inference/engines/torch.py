@@ -133,8 +133,9 @@ def load_module(model: ResolvedModel, head: Head, attention: str = "sdpa") -> An
     from transformers import AutoModel, AutoModelForSequenceClassification
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    quiet: Any = transformers_logging  # its functions have no annotations
+    quiet.disable_progress_bar()
+    quiet.set_verbosity_error()
     factory: Any = AutoModelForSequenceClassification if head is Head.LOGITS else AutoModel
     try:
         module, report = factory.from_pretrained(
