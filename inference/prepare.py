@@ -1,7 +1,8 @@
 """Does the slow part of a first start ahead of it: finds the model, exports the graph, measures and chooses the engine.
 
 ``python -m inference.prepare --for embedding`` and ``--for reranking`` are what a start script calls once after the
-installation. The workers do the same by themselves where it was not called.
+installation. The workers do the same by themselves where it was not called. ``--for late-interaction`` and
+``--for cross-encoder`` pin how the reranker scores.
 """
 
 from __future__ import annotations
@@ -14,17 +15,13 @@ import time
 from pathlib import Path
 
 from inference.card import ModelKind
-from inference.engines import Head
-from inference.engines.choice import AUTO, ENGINES, EnginePlan
-from inference.loading import default_models_dir, load
+from inference.engines.choice import AUTO, ENGINES, EnginePlan, Report
+from inference.loading import LoadedModel, default_models_dir, load
 from inference.models import DEFAULT_EMBEDDING_MODEL, ModelRequest
+from inference.rerankers import Method, RerankerRequest, load_reranker
 from mesh.errors import MeshError
 
-_PURPOSES = {
-    "embedding": (ModelKind.EMBEDDING, None),
-    "late-interaction": (ModelKind.EMBEDDING, Head.TOKENS),
-    "cross-encoder": (ModelKind.CROSS_ENCODER, Head.LOGITS),
-}
+_METHODS = {"reranking": None, "late-interaction": Method.LATE_INTERACTION, "cross-encoder": Method.CROSS_ENCODER}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,8 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
     def report(line: str) -> None:
         print(f"[{time.monotonic() - started:5.1f} s] {line}", flush=True)
 
-    kind, head = _PURPOSES[options.purpose]
-    request = ModelRequest(name=options.model, kind=kind, revision=options.revision, sha256=options.sha256)
     plan = EnginePlan(
         models_dir=options.models_dir,
         engine=options.engine,
@@ -46,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         min_cosine=options.min_cosine,
     )
     try:
-        loaded = load(request, plan, head=head, report=report, anew=options.again)
+        loaded = _load(options, plan, report)
     except MeshError as error:
         report(f"{error.reason}: {error.message}")
         return 1
@@ -58,10 +53,22 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _load(options: argparse.Namespace, plan: EnginePlan, report: Report) -> LoadedModel:
+    files = {"name": options.model, "revision": options.revision, "sha256": options.sha256}
+    if options.purpose == "embedding":
+        files["name"] = options.model or DEFAULT_EMBEDDING_MODEL
+        request = ModelRequest(**files, kind=ModelKind.EMBEDDING)
+        return load(request, plan, report=report, anew=options.again)
+    reranker = RerankerRequest(**files, method=_METHODS[options.purpose], setting="--model")
+    return load_reranker(reranker, plan, report=report, anew=options.again)[0]
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m inference.prepare", description="Prepare a model for its worker.")
-    parser.add_argument("--for", dest="purpose", choices=sorted(_PURPOSES), default="embedding", help="what it is for")
-    parser.add_argument("--model", default=DEFAULT_EMBEDDING_MODEL, help="a directory or a hub name")
+    parser.add_argument(
+        "--for", dest="purpose", choices=["embedding", *_METHODS], default="embedding", help="what it is for"
+    )
+    parser.add_argument("--model", default="", help="a directory or a hub name; empty means the worker's default")
     parser.add_argument("--revision", default="", help="hub commit, branch or tag")
     parser.add_argument("--sha256", default="", help="expected hash of the weights")
     parser.add_argument("--engine", default=AUTO, choices=[AUTO, *ENGINES], help="pin an engine")

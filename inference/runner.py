@@ -1,0 +1,126 @@
+"""One loaded model behind its shared batches: its names, its limits, its tokenizing thread, its life."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from inference.admission import R, W
+from inference.batcher import Batched, Batcher, BatchLimits
+from inference.loading import LoadedModel
+from mesh.context import Priority
+from mesh.deadline import Deadline
+from mesh.errors import NotFound, PayloadTooLarge
+
+T = TypeVar("T")
+
+_INLINE_CHARACTERS = 4096
+"""Tokenizing this much takes less time than handing it to another thread and back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerLimits:
+    """How much one request may hold, and how much may wait.
+
+    Attributes:
+        batch_tokens: 0 means what the engine was fastest with.
+    """
+
+    items_per_request: int
+    tokens_per_request: int
+    queued_tokens: int
+    batch_tokens: int = 0
+
+
+class ModelRunner(Generic[W, R]):
+    """Serves one loaded model. ``start`` on the event loop before the first ``submit``.
+
+    Args:
+        compute: as Batcher's ``run``.
+        capability: name for metrics and log lines.
+        aliases: names that clients may use beside the model's own.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        compute: Callable[[Sequence[W]], Sequence[R]],
+        limits: RunnerLimits,
+        *,
+        capability: str,
+        aliases: Sequence[str] = (),
+    ) -> None:
+        self.limits = limits
+        self.name = loaded.model.name
+        self.aliases = tuple(dict.fromkeys(alias for alias in aliases if alias != self.name))
+        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizing")
+        self._batcher: Batcher[W, R] = Batcher(
+            compute,
+            BatchLimits(
+                batch_tokens=limits.batch_tokens or loaded.verdict.batch_tokens,
+                queued_tokens=limits.queued_tokens,
+                initial_tokens_per_second=loaded.verdict.tokens_per_second,
+            ),
+            capability=capability,
+        )
+
+    def start(self) -> None:
+        """Start the engine's thread. Call on the event loop that will submit."""
+        self._batcher.start()
+
+    def progress(self) -> float:
+        """Seconds for which admitted work has waited without progress; 0.0 when idle."""
+        return self._batcher.progress()
+
+    async def stop(self) -> None:
+        """Finish what was admitted and end the engine's thread."""
+        await self._batcher.stop()
+        self._tokenizing.shutdown(wait=False)
+
+    def require_served(self, model: str) -> None:
+        """Raise NotFound where a request names a model other than this one."""
+        known = (self.name, *self.aliases)
+        if model and model not in known:
+            raise NotFound(
+                f"The model {model[:200]!r} is not served here. Served: {', '.join(known)}.",
+                reason="MODEL_NOT_SERVED",
+                param="model",
+            )
+
+    def require_items(self, count: int, *, param: str) -> None:
+        """Raise PayloadTooLarge where a request has more items than allowed."""
+        allowed = self.limits.items_per_request
+        if count > allowed:
+            raise PayloadTooLarge(
+                f"{param} has {count} items and {allowed} are allowed at once. Send them in parts.",
+                reason="TOO_MANY_INPUTS",
+                param=param,
+            )
+
+    def require_tokens(self, count: int, *, param: str) -> None:
+        """Raise PayloadTooLarge where a request has more tokens than allowed."""
+        allowed = self.limits.tokens_per_request
+        if count > allowed:
+            raise PayloadTooLarge(
+                f"The request has {count} tokens and {allowed} are allowed at once. Send it in parts.",
+                reason="TOO_MANY_TOKENS",
+                param=param,
+            )
+
+    async def tokenize(self, characters: int, work: Callable[[], T]) -> T:
+        """Run ``work``, which tokenizes ``characters``: here when it is little, else off the event loop."""
+        if characters <= _INLINE_CHARACTERS:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
+
+    async def submit(self, works: Sequence[W], *, deadline: Deadline, priority: Priority) -> Batched[R]:
+        """See Batcher.submit."""
+        return await self._batcher.submit(works, deadline=deadline, priority=priority)
+
+
+def short_name(name: str) -> str:
+    """The name without its owner, as many clients write it."""
+    return name.rpartition("/")[2]

@@ -1,0 +1,1 @@
+"""The reranking worker: scores documents by how well they answer a query."""
