@@ -6,14 +6,31 @@ import sys
 
 from embedding_service.servicer import SERVICE, EmbeddingServicer
 from embedding_service.settings import EmbeddingSettings
-from embedding_service.worker import EmbeddingWorker
-from mesh.pb.embedding.v1.embedding_pb2_grpc import add_EmbeddingServiceServicer_to_server
+from embedding_service.worker import embedding_life
 from mesh.serving import Capability, run
 from mesh.settings import SettingsError
 from mesh.telemetry import configure_logging
 
-EXIT_SETTINGS = 64
-"""EX_USAGE: a supervisor need not try again."""
+EXIT_SETTINGS = 78
+"""EX_CONFIG: a supervisor need not try again."""
+
+
+def make_capability(settings: EmbeddingSettings) -> Capability:
+    """The worker's one capability."""
+    life = embedding_life(settings)
+    servicer = EmbeddingServicer(
+        life,
+        max_request_bytes=settings.max_message_bytes,
+        max_stream_requests=settings.max_stream_requests,
+    )
+    return Capability(
+        service=SERVICE,
+        register=servicer.register,
+        start=life.start,
+        canary=life.canary,
+        progress=life.progress,
+        stop=life.stop,
+    )
 
 
 def main() -> int:
@@ -21,20 +38,10 @@ def main() -> int:
     try:
         settings = EmbeddingSettings.load()
     except SettingsError as error:
-        print(error, file=sys.stderr)
+        print(f"embedding worker: {error}", file=sys.stderr)
         return EXIT_SETTINGS
     configure_logging("embedding", settings.log_format)
-    worker = EmbeddingWorker(settings)
-    servicer = EmbeddingServicer(worker, settings)
-    capability = Capability(
-        service=SERVICE,
-        register=lambda server: add_EmbeddingServiceServicer_to_server(servicer, server),
-        start=worker.start,
-        canary=worker.canary,
-        progress=worker.progress,
-        stop=worker.stop,
-    )
-    return run(settings, [capability])
+    return run(settings, [make_capability(settings)])
 
 
 if __name__ == "__main__":

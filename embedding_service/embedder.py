@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 
-from inference.batcher import Batched, Batcher, BatchLimits
+from inference.batcher import Batched
 from inference.engines import FloatArray
 from inference.loading import LoadedModel
 from inference.padding import pad
 from inference.pooling import normalized
+from inference.runner import ModelRunner, RunnerLimits, short_name
 from inference.tokenizing import Tokenized, TokenizedInput, Truncation
 from mesh.context import Priority
 from mesh.deadline import Deadline
-from mesh.errors import InvalidRequest, NotFound, PayloadTooLarge, WrongState
-
-_INLINE_CHARACTERS = 4096
-"""Tokenizing this much takes less time than handing it to another thread and back."""
+from mesh.errors import InvalidRequest, WrongState
 
 
 class InputType(Enum):
@@ -51,6 +47,9 @@ class EmbeddingRequest:
     input_type: InputType = InputType.UNSPECIFIED
 
 
+_CANARY = EmbeddingRequest(texts=("canary",))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embeddings:
     """The answer.
@@ -73,54 +72,37 @@ class Embeddings:
     batch_size: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedderLimits:
-    """Limits of one request, and of the queue.
+class Embedder:
+    """Serves one loaded model. ``start`` on the event loop before the first ``embed``.
 
-    Attributes:
-        batch_tokens: 0 means what the engine was fastest with.
+    Args:
         dimensions: which cuts are allowed beside the model's own statement.
     """
 
-    inputs_per_request: int = 2048
-    tokens_per_request: int = 300_000
-    queued_tokens: int = 600_000
-    batch_tokens: int = 0
-    dimensions: tuple[int, ...] = ()
-
-
-class Embedder:
-    """Serves one loaded model. ``start`` on the event loop before the first ``embed``."""
-
-    def __init__(self, loaded: LoadedModel, limits: EmbedderLimits, *, aliases: Sequence[str] = ()) -> None:
+    def __init__(
+        self, loaded: LoadedModel, limits: RunnerLimits, *, aliases: Sequence[str] = (), dimensions: Sequence[int] = ()
+    ) -> None:
         self.loaded = loaded
-        self.limits = limits
-        self.aliases = tuple(dict.fromkeys((*_short_names(loaded.model.name), *aliases)))
-        self.batch_tokens = limits.batch_tokens or loaded.verdict.batch_tokens
-        self.matryoshka = tuple(sorted({*loaded.model.card.matryoshka_dimensions, *limits.dimensions}, reverse=True))
-        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizing")
-        self._batcher: Batcher[TokenizedInput, FloatArray] = Batcher(
-            self._compute,
-            BatchLimits(
-                batch_tokens=self.batch_tokens,
-                queued_tokens=limits.queued_tokens,
-                initial_tokens_per_second=loaded.verdict.tokens_per_second,
-            ),
-            capability="embedding",
+        self.matryoshka = tuple(sorted({*loaded.model.card.matryoshka_dimensions, *dimensions}, reverse=True))
+        self.runner: ModelRunner[TokenizedInput, FloatArray] = ModelRunner(
+            loaded, self._compute, limits, capability="embedding", aliases=(short_name(loaded.model.name), *aliases)
         )
 
     def start(self) -> None:
         """Start the engine's thread. Call on the event loop that will embed."""
-        self._batcher.start()
+        self.runner.start()
+
+    async def prove(self, *, deadline: Deadline) -> None:
+        """One real inference."""
+        await self.embed(_CANARY, deadline=deadline)
 
     def progress(self) -> float:
         """Seconds for which admitted work has waited without progress; 0.0 when idle."""
-        return self._batcher.progress()
+        return self.runner.progress()
 
     async def stop(self) -> None:
-        """Finish what was admitted and free the engine."""
-        await self._batcher.stop()
-        self._tokenizing.shutdown(wait=False)
+        """Finish what was admitted and end the engine's thread."""
+        await self.runner.stop()
 
     async def embed(
         self, request: EmbeddingRequest, *, deadline: Deadline, priority: Priority = Priority.INTERACTIVE
@@ -137,15 +119,9 @@ class Embedder:
         started = time.perf_counter()
         self._check(request)
         tokenized = await self._tokenize(request)
-        if tokenized.tokens > self.limits.tokens_per_request:
-            raise PayloadTooLarge(
-                f"The request has {tokenized.tokens} tokens and {self.limits.tokens_per_request} are allowed at once. "
-                "Send it in parts.",
-                reason="TOO_MANY_TOKENS",
-                param="input",
-            )
+        self.runner.require_tokens(tokenized.tokens, param="input")
         tokenization_seconds = time.perf_counter() - started
-        batched = await self._batcher.submit(tokenized.inputs, deadline=deadline, priority=priority)
+        batched = await self.runner.submit(tokenized.inputs, deadline=deadline, priority=priority)
         vectors = self._shaped(batched, request)
         return Embeddings(
             vectors=vectors,
@@ -160,23 +136,11 @@ class Embedder:
         )
 
     def _check(self, request: EmbeddingRequest) -> None:
-        known = (self.loaded.model.name, *self.aliases)
-        if request.model and request.model not in known:
-            raise NotFound(
-                f"The model {request.model[:200]!r} is not served here. Served: {', '.join(known)}.",
-                reason="MODEL_NOT_SERVED",
-                param="model",
-            )
+        self.runner.require_served(request.model)
         if bool(request.texts) == bool(request.token_inputs):
             raise InvalidRequest("Send at least one input, as text or as token ids, not both.", param="input")
         inputs: Sequence[str] | Sequence[Sequence[int]] = request.texts or request.token_inputs
-        if len(inputs) > self.limits.inputs_per_request:
-            raise PayloadTooLarge(
-                f"The request has {len(inputs)} inputs and {self.limits.inputs_per_request} are allowed at once. "
-                "Send it in parts.",
-                reason="TOO_MANY_INPUTS",
-                param="input",
-            )
+        self.runner.require_items(len(inputs), param="input")
         for position, each in enumerate(inputs):
             if not len(each):
                 raise InvalidRequest(
@@ -211,10 +175,7 @@ class Embedder:
             return tokenizer.token_inputs(request.token_inputs, request.truncation)
         prompt = self.loaded.model.card.prompts.get(request.input_type.value, "")
         texts = [prompt + text for text in request.texts] if prompt else request.texts
-        if sum(map(len, texts)) <= _INLINE_CHARACTERS:
-            return tokenizer.singles(texts, request.truncation)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._tokenizing, tokenizer.singles, texts, request.truncation)
+        return await self.runner.tokenize(sum(map(len, texts)), lambda: tokenizer.singles(texts, request.truncation))
 
     def _compute(self, inputs: Sequence[TokenizedInput]) -> Sequence[FloatArray]:
         """On the engine's thread: one vector per input, not normalised."""
@@ -227,9 +188,3 @@ class Embedder:
             vectors = vectors[:, : request.dimensions]
         # A cut vector is always scaled: its length means nothing.
         return normalized(vectors) if request.normalize or cut else vectors
-
-
-def _short_names(name: str) -> tuple[str, ...]:
-    """The name without its owner, as most clients write it."""
-    short = name.rpartition("/")[2]
-    return (short,) if short != name else ()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import grpc.aio
 import numpy as np
 
-from embedding_service.embedder import Embeddings, EmbeddingRequest, InputType
-from embedding_service.settings import EmbeddingSettings
-from embedding_service.worker import EmbeddingWorker
+from embedding_service.embedder import Embedder, EmbeddingRequest, Embeddings, InputType
+from inference.life import ModelLife
 from inference.tokenizing import Truncation
 from mesh.context import CallContext
 from mesh.deadline import Deadline
@@ -38,9 +38,14 @@ _INPUT_TYPE = {
 class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
     """EmbeddingService. MeshErrors raised here are translated by the worker's interceptor."""
 
-    def __init__(self, worker: EmbeddingWorker, settings: EmbeddingSettings) -> None:
-        self._worker = worker
-        self._settings = settings
+    def __init__(self, life: ModelLife[Embedder], *, max_request_bytes: int, max_stream_requests: int) -> None:
+        self._life = life
+        self._max_request_bytes = max_request_bytes
+        self._max_stream_requests = max_stream_requests
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Serve this on ``server``."""
+        embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(self, server)
 
     async def Embed(self, request: pb.EmbedRequest, context: ServicerContext) -> pb.EmbedResponse:
         """See embedding.proto."""
@@ -52,9 +57,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         """See embedding.proto. Requests are computed side by side and answered in their order."""
         deadline, call = deadline_of(context), call_context(context)
         # Bounded, so that a client that sends faster than it reads is slowed by gRPC's flow control.
-        running: asyncio.Queue[asyncio.Task[pb.EmbedResponse] | None] = asyncio.Queue(
-            self._settings.max_stream_requests
-        )
+        running: asyncio.Queue[asyncio.Task[pb.EmbedResponse] | None] = asyncio.Queue(self._max_stream_requests)
 
         async def read(group: asyncio.TaskGroup) -> None:
             async for frame in request_iterator:
@@ -74,20 +77,21 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
 
     async def Info(self, request: pb.InfoRequest, context: ServicerContext) -> pb.InfoResponse:  # noqa: ARG002 - gRPC's
         """See embedding.proto."""
-        embedder = self._worker.embedder
-        model, verdict, engine = embedder.loaded.model, embedder.loaded.verdict, embedder.loaded.engine
+        embedder = self._life.served
+        limits = embedder.runner.limits
+        model, verdict, traits = embedder.loaded.model, embedder.loaded.verdict, embedder.loaded.engine.traits
         return pb.InfoResponse(
             models=[
                 pb.Model(
                     name=model.name,
-                    aliases=embedder.aliases,
+                    aliases=embedder.runner.aliases,
                     revision=model.revision,
                     source=model.source.value,
                     dimensions=model.card.dimensions,
                     max_input_tokens=model.card.max_input_tokens,
                     engine=verdict.engine,
-                    precision=engine.traits.precision,
-                    device=engine.traits.device,
+                    precision=traits.precision,
+                    device=traits.device,
                     fidelity_min_cosine=verdict.min_cosine,
                     fidelity_mean_cosine=verdict.mean_cosine,
                     check_texts_per_second=verdict.texts_per_second,
@@ -96,16 +100,16 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
                 )
             ],
             limits=pb.Limits(
-                max_inputs_per_request=embedder.limits.inputs_per_request,
-                max_tokens_per_request=embedder.limits.tokens_per_request,
-                max_request_bytes=self._settings.max_message_bytes,
-                max_queued_tokens=embedder.limits.queued_tokens,
+                max_inputs_per_request=limits.items_per_request,
+                max_tokens_per_request=limits.tokens_per_request,
+                max_request_bytes=self._max_request_bytes,
+                max_queued_tokens=limits.queued_tokens,
             ),
             version=VERSION,
         )
 
     async def _answer(self, request: pb.EmbedRequest, deadline: Deadline, call: CallContext) -> pb.EmbedResponse:
-        embedder = self._worker.embedder
+        embedder = self._life.served
         found = await embedder.embed(_from_wire(request), deadline=deadline, priority=call.priority)
         return _to_wire(found, model=embedder.loaded.model.name, readable=request.format == pb.VECTOR_FORMAT_FLOATS)
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Self
-
-from pydantic import Field, model_validator
+from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from inference.models import DEFAULT_EMBEDDING_MODEL
-from mesh.settings import WorkerSettings
+from inference.settings import ModelWorkerSettings
 
 
-class EmbeddingSettings(WorkerSettings):
+class EmbeddingSettings(ModelWorkerSettings):
     """Settings of ``python -m embedding_service``, from variables that begin with ``EMBEDDING_``."""
 
     model_config = SettingsConfigDict(env_prefix="EMBEDDING_")
@@ -21,39 +18,10 @@ class EmbeddingSettings(WorkerSettings):
     model: str = Field(
         DEFAULT_EMBEDDING_MODEL, description="The model: a directory, or a hub name. Safetensors weights only."
     )
-    model_revision: str = Field("", description="Hub commit, branch or tag; empty means the pinned commit, or main.")
-    model_sha256: str = Field("", description="Expected sha256 of the weights; empty checks the default model only.")
-    served_model_name: str = Field("", description="Name that clients use; empty means the hub's or the directory's.")
-    model_aliases: list[str] = Field(
-        [], description='Further names that clients may use, as JSON: ["text-embedding-3-small"].'
-    )
-    models_dir: Path | None = Field(
-        None, description="Where exported graphs and engine choices are kept; unset means $MESH_HOME/models."
-    )
-    engine: str = Field(
-        "auto", description="auto chooses the fastest faithful one; onnxruntime, torch, torch-bf16 or torch-fp16 pins it."
-    )
-    device: str = Field("auto", description="auto, cpu or cuda:0.")
-    threads: int = Field(0, ge=0, le=1024, description="Threads of one operator on CPU; 0 means all CPUs of the process.")
-    min_cosine: float = Field(
-        0.999, ge=0, le=1, description="Smallest cosine to float32 that auto calls faithful, over the check texts."
-    )
-    max_input_tokens: int = Field(0, ge=0, description="Read at most this many tokens of an input; 0 means the model's.")
     dimensions: list[int] = Field(
         [],
         description="Dimensions that a request may ask for, as JSON: [256, 128]. Only for models trained to be cut "
         "(Matryoshka); empty means what the model itself states.",
     )
     max_inputs_per_request: int = Field(2048, ge=1, le=65536, description="Most inputs in one request.")
-    max_tokens_per_request: int = Field(300_000, ge=1, description="Most tokens in one request, after truncation.")
-    max_queued_tokens: int = Field(600_000, ge=1, description="Tokens that may wait; over it requests are refused.")
-    max_batch_tokens: int = Field(
-        0, ge=0, description="Token budget of one batch, padding included; 0 means what the engine was fastest with."
-    )
     max_stream_requests: int = Field(8, ge=1, le=1024, description="Requests of one EmbedStream computed at a time.")
-
-    @model_validator(mode="after")
-    def _queue_holds_a_request(self) -> Self:
-        if self.max_queued_tokens < self.max_tokens_per_request:
-            raise ValueError("max_queued_tokens must be at least max_tokens_per_request, or large requests never run")
-        return self

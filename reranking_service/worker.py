@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from inference import rerankers
 from inference.life import ModelLife
-from inference.rerankers import Method, RerankerRequest, load_reranker
+from inference.rerankers import Method, RerankerRequest
 from inference.runner import RunnerLimits
 from reranking_service.cross_encoder import CrossEncoderScorer
 from reranking_service.late_interaction import LateInteractionScorer
@@ -18,10 +19,10 @@ _SCORERS: dict[Method, type[LateInteractionScorer] | type[CrossEncoderScorer]] =
 
 def reranking_life(settings: RerankingSettings) -> ModelLife[Reranker]:
     """The capability's life; nothing is loaded before it starts."""
-    return ModelLife(lambda: load(settings), capability="reranking")
+    return ModelLife(lambda: load_reranker(settings), capability="reranking")
 
 
-def load(settings: RerankingSettings) -> Reranker:
+def load_reranker(settings: RerankingSettings) -> Reranker:
     """Find and load the model. Blocks.
 
     Raises:
@@ -35,7 +36,7 @@ def load(settings: RerankingSettings) -> Reranker:
         setting=settings.variable("model"),
         served_as=settings.served_model_name,
     )
-    loaded, method = load_reranker(request, settings.engine_plan, max_tokens=settings.max_input_tokens)
+    loaded, method = rerankers.load_reranker(request, settings.engine_plan, max_tokens=settings.max_input_tokens)
     limits = RunnerLimits(
         items_per_request=settings.max_documents_per_request,
         tokens_per_request=settings.max_tokens_per_request,
