@@ -35,14 +35,8 @@ def cached_snapshot(name: str, revision: str) -> Path | None:
     return snapshot if (snapshot / "config.json").is_file() else None
 
 
-def fetch_snapshot(name: str, revision: str, *, setting: str, probe_seconds: float = PROBE_SECONDS) -> Path:
+def fetch_snapshot(name: str, revision: str, *, setting: str) -> Path:
     """Download configuration, tokenizer and safetensors weights into the hub's cache.
-
-    Args:
-        name: hub name of the model.
-        revision: commit, branch or tag.
-        setting: the environment variable that names the model, for messages.
-        probe_seconds: how long the hub may take to say whether it has the model.
 
     Raises:
         ModelUnusable: offline, unreachable, no such model or revision, gated, or without safetensors weights.
@@ -57,7 +51,7 @@ def fetch_snapshot(name: str, revision: str, *, setting: str, probe_seconds: flo
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        found = _within(probe_seconds, lambda: HfApi().model_info(name, revision=revision, timeout=probe_seconds))
+        found = _within(PROBE_SECONDS, lambda: HfApi().model_info(name, revision=revision, timeout=PROBE_SECONDS))
         _require_safetensors(name, [file.rfilename for file in found.siblings or ()])
         return Path(
             snapshot_download(

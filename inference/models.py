@@ -52,7 +52,6 @@ class ModelRequest:
         sha256: expected hash of the weights; empty means the pinned one of the default model, otherwise unchecked.
         setting: the environment variable that names the model, for messages.
         served_as: the name clients use; empty means the hub name, or the directory's own name.
-        probe_seconds: how long the hub may take to say whether it has the model.
     """
 
     name: str
@@ -61,7 +60,6 @@ class ModelRequest:
     sha256: str = ""
     setting: str = "the model setting"
     served_as: str = ""
-    probe_seconds: float = hub.PROBE_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +119,7 @@ def _locate(request: ModelRequest) -> tuple[Path, ModelSource, str]:
         packaged = package.model_directory()
         if packaged is not None:
             return packaged, ModelSource.PACKAGE, ""
-    fetched = hub.fetch_snapshot(request.name, revision, setting=request.setting, probe_seconds=request.probe_seconds)
+    fetched = hub.fetch_snapshot(request.name, revision, setting=request.setting)
     return fetched, ModelSource.HUB, fetched.name
 
 

@@ -105,11 +105,6 @@ class TextTokenizer:
         self.max_tokens = max_tokens
         self.vocabulary: int = tokenizer.get_vocab_size(with_added_tokens=True)
 
-    @property
-    def special_tokens(self) -> tuple[int, int]:
-        """How many special tokens stand before and after a single text."""
-        return len(self._frame.before), len(self._frame.after)
-
     @classmethod
     def load(cls, path: Path, *, name: str, max_tokens: int, lower_case: bool = False) -> TextTokenizer:
         """Read ``tokenizer.json``.

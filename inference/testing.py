@@ -1,0 +1,142 @@
+"""Fakes and small models for the tests of whatever stands on ``inference``."""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from inference.card import ModelCard, ModelKind
+from inference.engines import DeviceOutOfMemory, EngineTraits, FloatArray, Head
+from inference.engines.choice import Verdict
+from inference.loading import LoadedModel
+from inference.models import ModelSource, ResolvedModel
+from inference.padding import PaddedBatch
+from inference.tokenizing import TextTokenizer
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+_PHRASE = "a b c d e f g h i j the cat sat on mat dog ran far away red blue green one two three"
+WORDS = tuple(_PHRASE.split(" "))
+_DIMENSIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class FakeWork:
+    """Work with a length and a value to recognise its result by."""
+
+    tokens: int
+    value: int
+
+
+class GatedRun:
+    """A batcher's ``run`` that doubles values, records its batches and stops at a gate until it is opened.
+
+    Values in ``poison`` fail every batch they are in; ``memory_tokens`` is what fits at once, padding included.
+    """
+
+    def __init__(self, *, is_open: bool = True, poison: Sequence[int] = (), memory_tokens: int = 10**9) -> None:
+        self.batches: list[list[FakeWork]] = []
+        self.gate = threading.Event()
+        self.entered = threading.Semaphore(0)
+        self._poison = frozenset(poison)
+        self._memory_tokens = memory_tokens
+        if is_open:
+            self.gate.set()
+
+    def __call__(self, works: Sequence[FakeWork]) -> list[int]:
+        """Double every value."""
+        self.batches.append(list(works))
+        self.entered.release()
+        self.gate.wait()
+        if len(works) * max(work.tokens for work in works) > self._memory_tokens:
+            raise DeviceOutOfMemory
+        if any(work.value in self._poison for work in works):
+            raise ValueError("poisoned")
+        return [2 * work.value for work in works]
+
+
+class FakeEngine:
+    """Token states that tell which token they belong to: one-hot by id; a logit is the number of tokens."""
+
+    traits = EngineTraits(name="fake", precision="float32", device="cpu")
+
+    def __init__(self, head: Head) -> None:
+        self._head = head
+        self.batches: list[PaddedBatch] = []
+
+    def run(self, batch: PaddedBatch) -> FloatArray:
+        """See Engine."""
+        from inference.pooling import pooled
+
+        self.batches.append(batch)
+        if self._head is Head.LOGITS:
+            return batch.lengths[:, None].astype(np.float32)
+        states = np.eye(_DIMENSIONS, dtype=np.float32)[batch.ids % _DIMENSIONS]
+        return pooled(states, batch, self._head)
+
+    def close(self) -> None:
+        """See Engine."""
+
+
+def write_tokenizer(path: Path) -> None:
+    """A ``tokenizer.json`` that knows WORDS and frames texts as BERT does."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    vocabulary = {token: index for index, token in enumerate((*SPECIALS, *WORDS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIALS[1]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    tokenizer.save(str(path / "tokenizer.json"))
+
+
+def write_safetensors(file: Path, data: bytes = bytes(16)) -> None:
+    """A whole safetensors file with one float32 tensor of ``data``."""
+    header = {"weight": {"dtype": "F32", "shape": [len(data) // 4], "data_offsets": [0, len(data)]}}
+    raw = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(raw)) + raw + data)
+
+
+def write_model(path: Path, *, architecture: str = "BertModel", **config: object) -> Path:
+    """A model directory whose files are right and whose weights are nothing."""
+    path.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(path)
+    write_safetensors(path / "model.safetensors")
+    stated = {
+        "model_type": "bert",
+        "architectures": [architecture],
+        "hidden_size": _DIMENSIONS,
+        "vocab_size": len(SPECIALS) + len(WORDS),
+        "max_position_embeddings": 16,
+        **config,
+    }
+    (path / "config.json").write_text(json.dumps(stated), encoding="utf-8")
+    return path
+
+
+def fake_loaded_model(path: Path, *, head: Head = Head.MEAN, name: str = "owner/fake", **card: object) -> LoadedModel:
+    """A loaded model over a FakeEngine and the tokenizer of ``write_tokenizer``, made in ``path``."""
+    kind = ModelKind.CROSS_ENCODER if head is Head.LOGITS else ModelKind.EMBEDDING
+    architecture = "BertForSequenceClassification" if head is Head.LOGITS else "BertModel"
+    write_model(path, architecture=architecture, num_labels=1, **card)
+    read = ModelCard.read(path, name=name, kind=kind)
+    model = ResolvedModel(path=path, name=name, revision="r1", source=ModelSource.PATH, sha256="0" * 64, card=read)
+    tokenizer = TextTokenizer.load(path, name=name, max_tokens=read.max_input_tokens)
+    verdict = Verdict(
+        engine="fake",
+        device="cpu",
+        min_cosine=1.0,
+        mean_cosine=1.0,
+        texts_per_second=1e6,
+        tokens_per_second=1e7,
+        batch_tokens=64,
+    )
+    return LoadedModel(model=model, tokenizer=tokenizer, engine=FakeEngine(head), head=head, verdict=verdict)

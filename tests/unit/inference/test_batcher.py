@@ -1,0 +1,346 @@
+"""The batcher's promises: right answers for everyone, whatever fails, leaves or arrives meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inference.batcher import Batcher, BatchLimits
+from inference.testing import FakeWork, GatedRun
+from mesh.context import Priority
+from mesh.deadline import Deadline
+from mesh.errors import DeadlineExceeded, GpuOutOfMemory, Internal, InvalidRequest, Overloaded, Unavailable
+
+LIMITS = BatchLimits(batch_tokens=16, queued_tokens=1000)
+
+
+@asynccontextmanager
+async def running(run: Callable[..., list[int]], limits: BatchLimits = LIMITS) -> AsyncIterator[Batcher[FakeWork, int]]:
+    """A started batcher, drained at the end."""
+    batcher: Batcher[FakeWork, int] = Batcher(run, limits, capability="test")
+    batcher.start()
+    try:
+        yield batcher
+    finally:
+        if isinstance(run, GatedRun):
+            run.gate.set()
+        await batcher.stop()
+
+
+def submit(
+    batcher: Batcher[FakeWork, int],
+    *values: int,
+    tokens: int = 4,
+    seconds: float = 30.0,
+    priority: Priority = Priority.INTERACTIVE,
+) -> asyncio.Task[list[int]]:
+    """One caller's request, as a task."""
+
+    async def answer() -> list[int]:
+        works = [FakeWork(tokens, value) for value in values]
+        return (await batcher.submit(works, deadline=Deadline.after(seconds), priority=priority)).results
+
+    return asyncio.create_task(answer())
+
+
+async def entered(run: GatedRun) -> None:
+    """Wait until the engine is inside a batch."""
+    assert await asyncio.to_thread(run.entered.acquire, timeout=5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    requests=st.lists(
+        st.tuples(
+            st.lists(st.tuples(st.integers(1, 30), st.integers(0, 10**6)), min_size=1, max_size=20),
+            st.sampled_from(list(Priority)),
+            st.integers(0, 3),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_any_interleaving_gives_every_caller_its_own_results_in_its_own_order(
+    requests: list[tuple[list[tuple[int, int]], Priority, int, bool]],
+) -> None:
+    """Callers that come late, leave, share batches and lanes: each that stays gets exactly its own, in order."""
+
+    async def call(batcher: Batcher[FakeWork, int], works: list[FakeWork], priority: Priority, turns: int) -> list[int]:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return (await batcher.submit(works, deadline=Deadline.after(60), priority=priority)).results
+
+    async def scenario() -> None:
+        async with running(GatedRun()) as batcher:
+            calls = []
+            for pairs, priority, turns, leaves in requests:
+                works = [FakeWork(tokens, value) for tokens, value in pairs]
+                calls.append((asyncio.create_task(call(batcher, works, priority, turns)), pairs, leaves))
+            await asyncio.sleep(0)
+            for task, _, leaves in calls:
+                if leaves:
+                    task.cancel()
+            for task, pairs, leaves in calls:
+                if leaves:
+                    await asyncio.wait([task])
+                else:
+                    assert await task == [2 * value for _, value in pairs]
+            assert batcher.queued_tokens == 0
+
+    asyncio.run(scenario())
+
+
+async def test_an_idle_engine_starts_at_once() -> None:
+    """A lone request does not wait for company."""
+    run = GatedRun()
+    async with running(run) as batcher:
+        assert await submit(batcher, 7) == [14]
+    assert run.batches == [[FakeWork(4, 7)]]
+
+
+async def test_the_next_batch_forms_while_one_is_computed() -> None:
+    """Requests that arrive during a batch share the next one."""
+    run = GatedRun(is_open=False)
+    async with running(run) as batcher:
+        first = submit(batcher, 1)
+        await entered(run)
+        others = [submit(batcher, value) for value in (2, 3, 4)]
+        await asyncio.sleep(0)
+        run.gate.set()
+        assert await asyncio.gather(first, *others) == [[2], [4], [6], [8]]
+    assert [len(batch) for batch in run.batches] == [1, 3]
+
+
+async def test_one_requests_failure_fails_only_it() -> None:
+    """The item at fault is found by splitting; its neighbours in the batch are answered."""
+    run = GatedRun(is_open=False, poison=[13])
+    async with running(run) as batcher:
+        first = submit(batcher, 0)
+        await entered(run)
+        calls = [submit(batcher, value) for value in (11, 12, 13, 14)]
+        await asyncio.sleep(0)
+        run.gate.set()
+        answers = await asyncio.gather(first, *calls, return_exceptions=True)
+    assert [each for each in answers if isinstance(each, list)] == [[0], [22], [24], [28]]
+    assert isinstance(answers[3], Internal)
+    assert "poisoned" not in answers[3].message
+
+
+async def test_a_mesh_error_of_the_engine_reaches_the_caller() -> None:
+    """What the engine says in the mesh's own words is passed on as it is."""
+
+    def refuse(_works: object) -> list[int]:
+        raise InvalidRequest("no", reason="SPECIAL")
+
+    async with running(refuse) as batcher:
+        with pytest.raises(InvalidRequest) as caught:
+            await submit(batcher, 1)
+    assert caught.value.reason == "SPECIAL"
+
+
+async def test_out_of_memory_splits_the_batch_and_shrinks_the_next() -> None:
+    """Every item that fits alone is answered, and later batches fit from the start."""
+    run = GatedRun(memory_tokens=8)
+    async with running(run) as batcher:
+        assert await submit(batcher, 1, 2, 3, 4) == [2, 4, 6, 8]
+        before = len(run.batches)
+        assert await submit(batcher, 5, 6, 7, 8) == [10, 12, 14, 16]
+    assert all(len(batch) * 4 <= 8 for batch in run.batches[before:])
+
+
+async def test_an_item_that_alone_does_not_fit_is_gpu_out_of_memory() -> None:
+    """The caller learns that the device's memory is the reason; others go on."""
+    async with running(GatedRun(memory_tokens=8)) as batcher:
+        with pytest.raises(GpuOutOfMemory):
+            await submit(batcher, 1, tokens=9)
+        assert await submit(batcher, 2) == [4]
+
+
+async def test_a_full_queue_refuses_with_a_measured_wait() -> None:
+    """Overloaded says when the tokens ahead will have been computed at the engine's speed."""
+    run = GatedRun(is_open=False)
+    limits = BatchLimits(batch_tokens=4, queued_tokens=20, initial_tokens_per_second=10.0)
+    async with running(run, limits) as batcher:
+        running_one = submit(batcher, 0)
+        await entered(run)
+        waiting = submit(batcher, *range(5))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded) as caught:
+            await submit(batcher, 9)
+        assert caught.value.reason == "QUEUE_FULL"
+        assert caught.value.retry_after == pytest.approx(0.4)
+        run.gate.set()
+        await asyncio.gather(running_one, waiting)
+
+
+async def test_a_request_that_cannot_be_in_time_is_refused_at_once() -> None:
+    """Work that would only be thrown away at its deadline is not admitted."""
+    run = GatedRun(is_open=False)
+    limits = BatchLimits(batch_tokens=4, queued_tokens=1000, initial_tokens_per_second=10.0)
+    async with running(run, limits) as batcher:
+        waiting = [submit(batcher, *range(10))]
+        await entered(run)
+        with pytest.raises(Overloaded) as caught:
+            await submit(batcher, 1, seconds=1.0)
+        assert caught.value.reason == "QUEUE_LONGER_THAN_DEADLINE"
+        run.gate.set()
+        await asyncio.gather(*waiting)
+
+
+async def test_bulk_leaves_room_for_interactive_work() -> None:
+    """A queue full of bulk work still takes an interactive request."""
+    run = GatedRun(is_open=False)
+    async with running(run, BatchLimits(batch_tokens=4, queued_tokens=40)) as batcher:
+        calls = [submit(batcher, 0, priority=Priority.BULK)]
+        await entered(run)
+        calls.append(submit(batcher, *range(7), priority=Priority.BULK))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await submit(batcher, 8, priority=Priority.BULK)
+        calls.append(submit(batcher, 9))
+        await asyncio.sleep(0)
+        run.gate.set()
+        assert (await asyncio.gather(*calls))[-1] == [18]
+
+
+async def test_work_past_its_deadline_is_not_computed() -> None:
+    """The deadline is checked again when the engine is free."""
+    now = 0.0
+    run = GatedRun(is_open=False)
+    async with running(run) as batcher:
+        first = submit(batcher, 1)
+        await entered(run)
+        deadline = Deadline(at=100.0, clock=lambda: now)
+        late = asyncio.create_task(batcher.submit([FakeWork(4, 2)], deadline=deadline, priority=Priority.INTERACTIVE))
+        await asyncio.sleep(0)
+        now = 101.0
+        run.gate.set()
+        with pytest.raises(DeadlineExceeded):
+            await late
+        await first
+    assert run.batches == [[FakeWork(4, 1)]]
+
+
+async def test_a_cancelled_callers_work_is_not_computed() -> None:
+    """Work that nobody waits for is taken out of the queue at once."""
+    run = GatedRun(is_open=False)
+    async with running(run) as batcher:
+        first = submit(batcher, 1)
+        await entered(run)
+        gone = submit(batcher, 2, 3)
+        await asyncio.sleep(0)
+        assert batcher.queued_tokens == 8
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        assert batcher.queued_tokens == 0
+        run.gate.set()
+        await first
+    assert run.batches == [[FakeWork(4, 1)]]
+
+
+async def test_a_request_that_failed_in_part_is_not_computed_further() -> None:
+    """After one item failed, the rest of the same request costs nothing."""
+    run = GatedRun(poison=[0])
+    async with running(run, BatchLimits(batch_tokens=4, queued_tokens=1000)) as batcher:
+        with pytest.raises(Internal):
+            await submit(batcher, 0, 1, 2, 3)
+        await submit(batcher, 9)
+    assert [[work.value for work in batch] for batch in run.batches] == [[0], [9]]
+
+
+async def test_stop_finishes_what_was_admitted_and_refuses_the_rest() -> None:
+    """A drain loses no admitted request."""
+    run = GatedRun(is_open=False)
+    async with running(run) as batcher:
+        calls = [submit(batcher, 1)]
+        await entered(run)
+        calls.append(submit(batcher, 2))
+        await asyncio.sleep(0)
+        stopping = asyncio.create_task(batcher.stop())
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable) as caught:
+            await submit(batcher, 3)
+        assert caught.value.reason == "DRAINING"
+        run.gate.set()
+        assert await asyncio.gather(*calls) == [[2], [4]]
+        await stopping
+
+
+async def test_progress_grows_while_the_engine_hangs_and_is_zero_when_idle() -> None:
+    """The watchdog sees a hung engine, and never blames an idle one."""
+    now = 0.0
+    run = GatedRun(is_open=False)
+    batcher: Batcher[FakeWork, int] = Batcher(run, LIMITS, capability="test", clock=lambda: now)
+    batcher.start()
+    now = 50.0
+    assert batcher.progress() == 0.0
+    call = submit(batcher, 1)
+    await entered(run)
+    now = 62.0
+    assert batcher.progress() == 12.0
+    run.gate.set()
+    await call
+    await batcher.stop()
+    assert batcher.progress() == 0.0
+
+
+async def test_the_event_loop_stays_free_while_the_engine_computes() -> None:
+    """No batch runs on the event loop: other tasks turn while one is computed."""
+    run = GatedRun(is_open=False)
+    async with running(run) as batcher:
+        call = submit(batcher, 1)
+        await entered(run)
+        turns = 0
+        until = time.monotonic() + 5
+        while turns < 100 and time.monotonic() < until:
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns == 100
+        assert not call.done()
+        run.gate.set()
+        await call
+
+
+async def test_timings_tell_queue_inference_and_the_largest_batch() -> None:
+    """A request that shared batches learns how large they were, and its times are not negative."""
+    run = GatedRun(is_open=False)
+    async with running(run) as batcher:
+        first = submit(batcher, 0)
+        await entered(run)
+        works = [FakeWork(4, value) for value in range(6)]
+        second = asyncio.create_task(batcher.submit(works, deadline=Deadline.after(30), priority=Priority.INTERACTIVE))
+        await asyncio.sleep(0)
+        run.gate.set()
+        await first
+        timings = (await second).timings
+    assert timings.largest_batch == 4
+    assert timings.queue_seconds >= 0
+    assert timings.inference_seconds >= 0
+
+
+async def test_a_broken_engine_thread_fails_its_callers_and_says_so_from_then_on() -> None:
+    """Nobody waits for ever on a thread that ended."""
+
+    def explode(_works: object) -> list[int]:
+        raise SystemExit
+
+    async with running(explode) as batcher:
+        for _ in range(2):
+            with pytest.raises(Internal) as caught:
+                await submit(batcher, 1)
+            assert caught.value.reason == "ENGINE_BROKEN"
+
+
+async def test_a_wrong_number_of_results_is_an_internal_error() -> None:
+    """An engine that drops a row can never shift the rows of other callers."""
+    async with running(lambda works: [1] * (len(works) - 1)) as batcher:
+        with pytest.raises(Internal):
+            await submit(batcher, 1, 2)
