@@ -1,0 +1,120 @@
+"""The gateway's tax: requests per second of the whole gateway over those of a bare one, before the same echo worker."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from bench.load import Connection, closed_loop, connected, post
+from bench.measure import Round, Series, Side, Tell, interleave, paired_spread
+from bench.options import Options
+from bench.processes import Program, Running, free_port, running
+from bench.report import Goal, Row
+from bench.texts import Length, random_texts
+
+CONCURRENCIES = (1, 32)
+_AGAINST = "bare FastAPI"
+_GOAL = Goal(at_least=0.9)
+_REQUESTS = 64
+_WARM_SECONDS = 1.0
+
+
+def gateway_program(python: Path, worker: str = "") -> Program:
+    """The gateway as it is run, on a free port, with every hop at ``worker``; empty means where nothing answers."""
+    port = free_port()
+    target = worker or f"127.0.0.1:{free_port()}"
+    services = ("EMBEDDING_SERVICE_URL", "RERANKING_SERVICE_URL", "GPU_SERVICE_URL", "LLM_SERVICE_URL")
+    return Program(
+        name="The gateway",
+        command=[python, "-m", "gateway"],
+        port=port,
+        variables={"GATEWAY_PORT": str(port), "GATEWAY_HOST": "127.0.0.1", **dict.fromkeys(services, target)},
+        ready_path="/health/ready",
+    )
+
+
+def _echo_program(python: Path) -> Program:
+    port = free_port()
+    command: list[str | Path] = [python, "-m", "bench.bare", "echo", "--port", str(port)]
+    return Program(name="The echo worker", command=command, port=port)
+
+
+def _front_program(python: Path, worker: str) -> Program:
+    port = free_port()
+    command: list[str | Path] = [python, "-m", "bench.bare", "front", "--port", str(port), "--worker", worker]
+    return Program(name="The bare gateway", command=command, port=port, ready_path="/health/ready")
+
+
+async def measure(options: Options, gateway_python: Path, tell: Tell) -> list[Row]:
+    """The rows of the tax. Starts its own processes, so no mesh need run.
+
+    Raises:
+        DidNotStart: one of them did not start.
+    """
+    rows: list[Row] = []
+    async with AsyncExitStack() as stack:
+        echo = _echo_program(gateway_python)
+        worker = f"127.0.0.1:{echo.port}"
+        await stack.enter_async_context(running(echo))
+        front = await stack.enter_async_context(running(_front_program(gateway_python, worker)))
+        whole = await stack.enter_async_context(running(gateway_program(gateway_python, worker)))
+        requests = {side.name: _requests(side.url) for side in (whole, front)}
+        for concurrency in CONCURRENCIES:
+            tell(f"gateway tax, concurrency {concurrency}")
+            lanes = {
+                side.name: await stack.enter_async_context(connected(side.url, concurrency)) for side in (whole, front)
+            }
+            sides = {
+                "gateway": _side(whole, lanes[whole.name], requests[whole.name], options.seconds),
+                "bare": _side(front, lanes[front.name], requests[front.name], options.seconds),
+            }
+            for warm in (whole, front):
+                await _side(warm, lanes[warm.name], requests[warm.name], min(_WARM_SECONDS, options.seconds))()
+            series = await interleave(sides, rounds=options.rounds, unit="requests/s", tell=tell)
+            rows.extend(_rows(concurrency, series["gateway"], series["bare"]))
+    return rows
+
+
+def _requests(url: str) -> list[bytes]:
+    return [
+        post(url, "/v1/embeddings", {"model": "", "input": text, "encoding_format": "base64"})
+        for text in random_texts(_REQUESTS, Length.SHORT)
+    ]
+
+
+def _side(process: Running, lanes: Sequence[Connection], requests: Sequence[bytes], seconds: float) -> Side:
+    async def send(lane: int, number: int) -> float:
+        await lanes[lane].ask(requests[number % len(requests)])
+        return 1.0
+
+    async def once() -> Round:
+        return await closed_loop(send, concurrency=len(lanes), seconds=seconds, server_cpu=process.cpu_seconds)
+
+    return once
+
+
+def _rows(concurrency: int, whole: Series, bare: Series) -> list[Row]:
+    at = f"concurrency {concurrency}"
+    rows = [
+        Row(
+            part="gateway", what=f"requests, {at}", unit="/s", mesh=whole.rate, baseline=bare.rate, against=_AGAINST,
+            spread=paired_spread(whole, bare), goal=_GOAL,
+            details={
+                "mesh_p50_ms": whole.latency(0.5) * 1000, "mesh_p99_ms": whole.latency(0.99) * 1000,
+                "baseline_p50_ms": bare.latency(0.5) * 1000, "baseline_p99_ms": bare.latency(0.99) * 1000,
+                "generator_cores": whole.generator_share,
+                "generator_us_per_request": whole.generator_seconds_per_request * 1e6,
+            },
+        )
+    ]  # fmt: skip
+    if sys.platform == "linux":  # elsewhere nobody says what a process used
+        rows.append(
+            Row(
+                part="gateway", what=f"CPU time of one request, {at}", unit="µs",
+                mesh=whole.server_seconds_per_unit * 1e6, baseline=bare.server_seconds_per_unit * 1e6,
+                against=_AGAINST, smaller_is_better=True,
+            )
+        )  # fmt: skip
+    return rows
