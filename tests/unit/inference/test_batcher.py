@@ -78,7 +78,7 @@ def test_any_interleaving_gives_every_caller_its_own_results_in_its_own_order(
         return (await batcher.submit(works, deadline=Deadline.after(60), priority=priority)).results
 
     async def scenario() -> None:
-        async with running(GatedRun()) as batcher:
+        async with running(GatedRun(), BatchLimits(batch_tokens=16, queued_tokens=10**6)) as batcher:
             calls = []
             for pairs, priority, turns, leaves in requests:
                 works = [FakeWork(tokens, value) for tokens, value in pairs]
