@@ -24,7 +24,7 @@ from inference.padding import PaddedBatch, pad
 from inference.pooling import normalized
 from inference.rerankers import Method
 from inference.runner import ModelRunner, RunnerLimits
-from inference.tokenizing import Tokenized, TokenizedInput
+from inference.tokenizing import Tokenized, TokenizedInput, Truncation
 from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.errors import InvalidRequest
@@ -47,7 +47,10 @@ class _Work:
 
 
 class LateInteractionScorer:
-    """MaxSim over the token states of one encoder. See Scorer."""
+    """MaxSim over the token states of one encoder. See Scorer.
+
+    A query that is longer than the model reads keeps its beginning.
+    """
 
     method = Method.LATE_INTERACTION
 
@@ -82,7 +85,14 @@ class LateInteractionScorer:
 
     def _tokenized(self, request: RerankingRequest) -> tuple[Tokenized, Tokenized]:
         tokenizer = self.loaded.tokenizer
-        query = tokenizer.singles([request.query], request.truncation, param="query")
+        query = tokenizer.singles([request.query], Truncation.END)
+        if query.truncated and request.truncation is Truncation.REFUSE:
+            raise InvalidRequest(
+                f"The query has more than the {tokenizer.max_tokens} tokens that are read. "
+                "Shorten it, or allow truncation.",
+                reason="INPUT_TOO_LONG",
+                param="query",
+            )
         if query.tokens == sum(tokenizer.specials):
             raise InvalidRequest(
                 "The query holds nothing that the model has a token for. Ask in words.",
