@@ -28,6 +28,7 @@ UNKNOWN = "UNKNOWN"
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 0.5
 REASON_TIMEOUT_SECONDS = 1.0
+REASON_INTERVAL_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -65,6 +66,7 @@ class HealthProbe:
         self._on_serving = on_serving
         self._channels: list[Any] = []
         self._ends: list[Callable[[], Awaitable[None]]] = []
+        self._followers: list[Callable[[], Awaitable[None]]] = []
         self._rng = random.Random()  # noqa: S311 - spreads reconnects over time; nothing secret
 
     def start(self) -> None:
@@ -74,9 +76,13 @@ class HealthProbe:
             self._channels.append(channel)
             watch = partial(self._watch, endpoint, channel)
             self._ends.append(self._transport.spawn(watch, f"probe {endpoint}"))
+            follow = partial(self._follow_reason, endpoint, channel)
+            self._followers.append(self._transport.spawn(follow, f"probe reason {endpoint}"))
 
     async def stop(self) -> None:
-        """End every watch."""
+        """End every watch. What asks for reasons ends before the channels on which it asks."""
+        for end in self._followers:
+            await end()
         for channel in self._channels:
             await self._transport.close(channel)
         for end in self._ends:
@@ -108,6 +114,17 @@ class HealthProbe:
             failure = await self._ask_why(channel)
             text, code = (failure.message, failure.reason) if failure else ("The worker says NOT_SERVING.", "")
             self._change(state, health, text, code)
+
+    async def _follow_reason(self, endpoint: str, channel: Any) -> None:
+        """Keep the reason current: Watch says NOT_SERVING once, and from loading to unusable it stays NOT_SERVING."""
+        state = self.endpoints[endpoint]
+        while True:
+            await self._transport.sleep(REASON_INTERVAL_SECONDS)
+            if state.health != NOT_SERVING:
+                continue
+            failure = await self._ask_why(channel)
+            if failure and state.health == NOT_SERVING:
+                state.reason, state.reason_code = failure.message, failure.reason
 
     async def _ask_why(self, channel: Any) -> MeshError | None:
         """The reason of a capability that does not serve: health carries none, but a refused Info does."""
