@@ -65,7 +65,9 @@ def all_checks(layout: Layout, stubs: Path) -> tuple[Check, ...]:
         Check("protos", "buf lint", (str(bin_ / "buf"), "lint", "protos")),
         Check("protos", "generate stubs", (python, "-m", "grpc_tools.protoc", "-Imesh/pb=protos", *outputs, *protos)),
         Check(
-            "protos", "stubs are current", ("diff", "-r", "-x", "__pycache__", str(stubs / "mesh" / "pb"), "mesh/pb")
+            "protos",
+            "stubs are current",
+            ("diff", "-r", "-x", "__pycache__", "-x", "__init__.py", str(stubs / "mesh" / "pb"), "mesh/pb"),
         ),
         *(_pytest(python, part, f"tests/{part}", "-m", "not workers_env") for part in ("unit", "hop", "contract")),
         _pytest(str(layout.python("workers")), "workers", "-m", "workers_env", *needing_workers(layout.checkout)),

@@ -51,7 +51,7 @@ def _commands(topology: Topology) -> list[str]:
         '    -d \'{"query": "capital of France", "documents": ["Berlin", "Paris is in France"]}\'',
         f"  curl -s {url}/v1/chunk -F file=@tests/data/documents/shared-mime-info-spec.pdf",
         f"  curl -s {url}/v1/chat/completions {json} \\\n"
-        '    -d \'{"messages": [{"role": "user", "content": "What is the torch isolation mesh?"}], "temperature": 0}\'',
+        '    -d \'{"messages": [{"role": "user", "content": "What is the Torch Isolation Mesh?"}], "temperature": 0}\'',
     ]
     if embedding:
         lines.append(f"  grpcurl -plaintext {embedding.host}:{embedding.port} list")

@@ -10,7 +10,7 @@ from ops.local.ports import is_free
 from ops.local.processes import end_marked, marked, wait_until
 from ops.local.record import Record, exclusive
 from ops.local.supervisor import STOP_SECONDS, Supervisor
-from ops.local.topology import LOOPBACK
+from ops.local.topology import GATEWAY, LOOPBACK
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ def bring_down(layout: Layout, record: Record) -> Stopped:
     supervisor = Supervisor(layout.supervisor_socket)
     by_supervisor = supervisor.answers()
     if by_supervisor:
-        supervisor.shut_down()
-        # Processes stop side by side, so their longest stop is the bound; the rest is the supervisor's own end.
+        supervisor.shut_down(first=GATEWAY, patience_seconds=STOP_SECONDS)
+        # The workers stop side by side, so their longest stop is the bound; the rest is the supervisor's own end.
         wait_until(lambda: not supervisor.answers(), seconds=STOP_SECONDS + 10)
         wait_until(lambda: not marked(record.run_id), seconds=1)
     left_over = end_marked(record.run_id, grace_seconds=10)

@@ -123,40 +123,65 @@ class ProcessState:
     name: str
     state: str
     pid: int
-    detail: str
+
+    @property
+    def is_up(self) -> bool:
+        """Whether a process exists."""
+        return self.state in {"STARTING", "RUNNING", "STOPPING"}
+
+
+_NO_PROCESS = ProcessState("", "STOPPED", 0)
 
 
 class Supervisor:
     """A running supervisord, addressed by its socket."""
 
     def __init__(self, path: Path) -> None:
-        self._server = xmlrpc.client.ServerProxy("http://localhost/RPC2", transport=_UnixTransport(path))
+        self._path = path
 
     def answers(self) -> bool:
         """Whether a supervisord is there."""
         try:
-            self._server.supervisor.getState()
-        except (OSError, http.client.HTTPException, xmlrpc.client.Error):
+            self._ask("getState")
+        except _GONE:
             return False
+        except xmlrpc.client.Fault:
+            return True  # it is shutting down, and refuses everything meanwhile
         return True
 
     def processes(self) -> dict[str, ProcessState]:
         """Every process by name; empty while the supervisor does not answer."""
         try:
-            answers: Any = self._server.supervisor.getAllProcessInfo()
-        except (OSError, http.client.HTTPException, xmlrpc.client.Error):
+            answers = self._ask("getAllProcessInfo")
+        except (*_GONE, xmlrpc.client.Fault):
             return {}
-        return {
-            answer["name"]: ProcessState(answer["name"], answer["statename"], answer["pid"], answer["description"])
-            for answer in answers
-        }
+        return {answer["name"]: ProcessState(answer["name"], answer["statename"], answer["pid"]) for answer in answers}
 
-    def shut_down(self) -> None:
-        """Ask it to stop every process, then itself. Returns at once; does nothing where none answers."""
+    def shut_down(self, *, first: str, patience_seconds: float) -> None:
+        """Stop the process ``first``, then all others side by side, then the supervisor. Waits only for the first.
+
+        Args:
+            first: the process in front, whose requests still need the others while it drains.
+            patience_seconds: how long to wait for it.
+        """
         try:
-            self._server.supervisor.shutdown()
-        except (OSError, http.client.HTTPException, xmlrpc.client.Error):
+            if self.processes().get(first, _NO_PROCESS).is_up:
+                self._ask("stopProcess", first, False)
+                wait_until(lambda: not self.processes().get(first, _NO_PROCESS).is_up, seconds=patience_seconds)
+            # On its own, supervisord would stop one after the other, each with its full time to drain.
+            self._ask("stopAllProcesses", False)
+            self._ask("shutdown")
+        except (*_GONE, xmlrpc.client.Fault):
             return
+
+    def _ask(self, method: str, *arguments: object) -> Any:
+        transport = _UnixTransport(self._path)
+        with xmlrpc.client.ServerProxy("http://localhost/RPC2", transport=transport) as server:
+            return getattr(server.supervisor, method)(*arguments)
+
+
+# What a call ends with where no supervisord takes it: no socket, nobody behind it, or gone before it answered.
+_GONE = (OSError, http.client.HTTPException, xmlrpc.client.ProtocolError)
 
 
 class _UnixTransport(xmlrpc.client.Transport):
@@ -166,9 +191,11 @@ class _UnixTransport(xmlrpc.client.Transport):
         super().__init__()
         self._path = path
 
-    def make_connection(self, host: Any) -> http.client.HTTPConnection:  # noqa: ARG002 - the base class's signature
-        """A connection to the socket, whatever the URL's host says."""
-        return _UnixConnection("localhost", path=self._path)
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:
+        """A connection to the socket, whatever the URL's host says; kept where the base class closes it."""
+        connection = _UnixConnection("localhost", path=self._path)
+        self._connection = host, connection
+        return connection
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ops.local.failures import OperatorError
 
 LOOPBACK = "127.0.0.1"
+GATEWAY = "gateway"
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,10 @@ def plan(environ: Mapping[str, str], *, host: str | None = None) -> Topology:
         programs.append(Program(worker.name, "workers", worker.module, variables))
 
     address = host or environ.get("GATEWAY_HOST") or LOOPBACK
-    http = Listener(address, *_port(environ, "GATEWAY_PORT", 8000), "gateway")
+    http = Listener(address, *_port(environ, "GATEWAY_PORT", 8000), GATEWAY)
     listeners.append(http)
     variables = {"GATEWAY_HOST": address, "GATEWAY_PORT": str(http.port), **urls}
-    programs.append(Program("gateway", "gateway", "gateway", variables))
+    programs.append(Program(GATEWAY, "gateway", "gateway", variables))
     _refuse_shared_ports(listeners)
     return Topology(
         programs=tuple(programs),

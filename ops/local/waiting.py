@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ops.local.console import Console, render_table
 from ops.local.status import HopState, MeshState
 from ops.local.supervisor import ProcessState
-from ops.local.topology import HOPS_OF
+from ops.local.topology import GATEWAY, HOPS_OF
 
 _POLL_SECONDS = 0.25
 _PLAIN_REMINDER_SECONDS = 15.0
@@ -97,7 +97,7 @@ def describe(readiness: Readiness) -> dict[str, str]:
         for name in HOPS_OF.get(process.name, (process.name,)):
             if process.state in {"BACKOFF", "FATAL", "EXITED"}:
                 states[name] = "ended at its start; the supervisor tries again, its log says why"
-            elif name == "gateway":
+            elif name == GATEWAY:
                 states[name] = READY if readiness.gateway else "starting"
             else:
                 states[name] = _describe_hop(hops.get(name))
