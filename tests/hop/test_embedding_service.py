@@ -1,0 +1,144 @@
+"""The embedding service behind a real gRPC server, seen by its clients. The engine is a fake, all else is real."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedding_service.embedder import Embedder
+from embedding_service.servicer import SERVICE, EmbeddingServicer
+from inference.life import ModelLife
+from inference.runner import RunnerLimits
+from inference.testing import fake_loaded_model
+from mesh.clients.embedding import AsyncEmbeddingServiceClient, EmbedInputs, EmbedOptions, TokenInputs, Truncation
+from mesh.deadline import Deadline
+from mesh.errors import InvalidRequest, MeshError, ModelUnusable, NotFound, PayloadTooLarge, Unavailable, WrongState
+from mesh.serving import Capability
+from mesh.testing import serve
+
+LIMITS = RunnerLimits(items_per_request=50, tokens_per_request=400, queued_tokens=1000, batch_tokens=32)
+
+
+def capability(life: ModelLife[Embedder]) -> Capability:
+    """As the worker's own."""
+    servicer = EmbeddingServicer(life, max_request_bytes=1024, max_stream_requests=2)
+    return Capability(service=SERVICE, register=servicer.register, start=life.start, stop=life.stop)
+
+
+@pytest.fixture
+async def client(tmp_path: Path) -> AsyncIterator[AsyncEmbeddingServiceClient]:
+    """A client of a worker that serves."""
+    life = ModelLife(lambda: Embedder(fake_loaded_model(tmp_path), LIMITS), capability="embedding")
+    async with serve([capability(life)]) as running, AsyncEmbeddingServiceClient(running.target) as connected:
+        await _until_answered(connected)
+        yield connected
+
+
+async def _until_answered(client: AsyncEmbeddingServiceClient) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await client.info(deadline=Deadline.after(1.0))
+                return
+            except Unavailable:
+                await asyncio.sleep(0.01)
+
+
+async def test_vectors_usage_and_cuts(client: AsyncEmbeddingServiceClient) -> None:
+    """Vectors arrive as float32 rows, with what they cost and which inputs were cut."""
+    found = await client.embed(["cat", "a " * 30, "cat"])
+    vectors = found.array()
+    assert (vectors.shape, vectors.dtype) == ((3, 8), np.dtype("<f4"))
+    np.testing.assert_array_equal(vectors[0], vectors[2])
+    assert (found.model, found.usage.tokens, found.usage.characters) == ("owner/fake", 3 + 16 + 3, 66)
+    assert found.truncated_inputs == (1,)
+    assert found.timings.total_us >= found.timings.inference_us > 0
+    assert (await client.generate_embeddings(["cat"])).shape == (1, 8)
+
+
+async def test_token_inputs(client: AsyncEmbeddingServiceClient) -> None:
+    """Ids of the model's own vocabulary need no tokenizer."""
+    assert (await client.embed(TokenInputs([[4, 5], [6]]))).usage.tokens == 7
+
+
+async def test_a_stream_answers_in_order(client: AsyncEmbeddingServiceClient) -> None:
+    """Requests of one stream are computed side by side and answered one after the other."""
+    batches = [["cat"] * size for size in (1, 20, 2, 7, 1)]
+
+    async def send() -> AsyncIterator[EmbedInputs]:
+        for batch in batches:
+            yield batch
+
+    answered = [found.rows async for found in client.embed_stream(send())]
+    assert answered == [1, 20, 2, 7, 1]
+
+
+async def test_a_stream_ends_with_its_first_error(client: AsyncEmbeddingServiceClient) -> None:
+    """What came before the faulty request arrives; the error keeps its name."""
+
+    async def send() -> AsyncIterator[EmbedInputs]:
+        yield ["cat"]
+        yield ["cat", ""]
+        yield ["dog"]
+
+    rows: list[int] = []
+    with pytest.raises(InvalidRequest) as refused:
+        async for found in client.embed_stream(send()):
+            rows.append(found.rows)
+    assert rows in ([1], [])
+    assert refused.value.param == "input[1]"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "error"),
+    [
+        ([], EmbedOptions(), InvalidRequest),
+        (["cat", ""], EmbedOptions(), InvalidRequest),
+        (["a " * 30], EmbedOptions(truncation=Truncation.REFUSE), InvalidRequest),
+        (["cat"], EmbedOptions(model="other"), NotFound),
+        (["cat"], EmbedOptions(dimensions=3), WrongState),
+        (["cat"] * 51, EmbedOptions(), PayloadTooLarge),
+        (TokenInputs([[10_000]]), EmbedOptions(), InvalidRequest),
+    ],
+)
+async def test_errors_keep_their_class(
+    client: AsyncEmbeddingServiceClient, inputs: EmbedInputs, options: EmbedOptions, error: type[MeshError]
+) -> None:
+    """Bad input is the caller's error on this side too, and the worker goes on."""
+    with pytest.raises(error) as refused:
+        await client.embed(inputs, options)
+    assert type(refused.value) is error
+    assert (await client.embed(["cat"])).rows == 1
+
+
+async def test_info(client: AsyncEmbeddingServiceClient) -> None:
+    """Info says what is served, by which engine, how faithful, and within which limits."""
+    info = await client.info()
+    (model,) = info.models
+    assert (model.name, model.aliases, model.dimensions, model.max_input_tokens) == ("owner/fake", ("fake",), 8, 16)
+    assert (model.engine, model.precision, model.device, model.pooling) == ("fake", "float32", "cpu", "mean")
+    assert model.fidelity_min_cosine == 1.0
+    assert (info.limits.max_inputs_per_request, info.limits.max_request_bytes) == (50, 1024)
+
+
+async def test_an_unusable_model_says_why() -> None:
+    """A refused model leaves the capability NOT_SERVING, and every call gets the reason."""
+
+    def load() -> Embedder:
+        raise ModelUnusable("The weights were cut short. Fetch the model again.", reason="MODEL_TRUNCATED")
+
+    life = ModelLife(load, capability="embedding")
+    async with serve([capability(life)]) as running:
+        # Until the load has failed the reason is another one; a new client has a closed breaker.
+        async with asyncio.timeout(10):
+            reason = ""
+            while reason != "MODEL_TRUNCATED":
+                async with AsyncEmbeddingServiceClient(running.target) as client:
+                    with pytest.raises(Unavailable) as refused:
+                        await client.embed(["cat"], deadline=Deadline.after(1.0))
+                reason = refused.value.reason
+        assert "Fetch the model again" in refused.value.message

@@ -1,0 +1,137 @@
+"""The rules of a request, and what an answer says beside its vectors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedding_service.embedder import Embedder, EmbeddingRequest, Embeddings, InputType
+from inference.runner import RunnerLimits
+from inference.testing import fake_loaded_model
+from inference.tokenizing import Truncation
+from mesh.deadline import Deadline
+from mesh.errors import InvalidRequest, NotFound, PayloadTooLarge, WrongState
+
+LIMITS = RunnerLimits(items_per_request=50, tokens_per_request=400, queued_tokens=1000, batch_tokens=32)
+
+
+@pytest.fixture
+async def embedder(tmp_path: Path) -> AsyncIterator[Embedder]:
+    """An embedder of 8 dimensions over the mean of one-hot token states; the model reads 16 tokens."""
+    made = Embedder(fake_loaded_model(tmp_path), LIMITS, aliases=("text-embedding-test",), dimensions=(4,))
+    made.start()
+    yield made
+    await made.stop()
+
+
+async def embed(embedder: Embedder, *texts: str, **options: Any) -> Embeddings:
+    """The answer to one request of texts."""
+    return await embedder.embed(EmbeddingRequest(texts=texts, **options), deadline=Deadline.after(10))
+
+
+async def test_order_for_any_mix_of_lengths(embedder: Embedder) -> None:
+    """Each vector is its own text's, though batches are sorted by length and shared with other callers."""
+    texts = [" ".join(["cat", "dog", "on", "mat"][: 1 + (7 * position) % 4]) for position in range(40)]
+    alone = {text: (await embed(embedder, text)).vectors[0] for text in set(texts)}
+    for found in await asyncio.gather(*(embed(embedder, *texts) for _ in range(3))):
+        np.testing.assert_array_equal(found.vectors, np.stack([alone[text] for text in texts]))
+
+
+async def test_vectors_have_length_one(embedder: Embedder) -> None:
+    """Unless raw vectors are asked for."""
+    scaled = await embed(embedder, "cat sat", "dog")
+    raw = await embed(embedder, "cat sat", "dog", normalize=False)
+    np.testing.assert_allclose(np.linalg.norm(scaled.vectors, axis=1), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(raw.vectors.sum(axis=1), 1.0, rtol=1e-6)
+
+
+async def test_a_cut_vector_is_scaled_again(embedder: Embedder) -> None:
+    """A prefix of a vector has a length that means nothing, so it is scaled even where raw vectors are asked for."""
+    found = await embed(embedder, "cat sat on", dimensions=4, normalize=False)
+    assert found.vectors.shape == (1, 4)
+    np.testing.assert_allclose(np.linalg.norm(found.vectors), 1.0, rtol=1e-6)
+
+
+async def test_dimensions(embedder: Embedder) -> None:
+    """Only what the model or the operator allows: elsewhere a cut would be silently worse."""
+    assert (await embed(embedder, "cat", dimensions=8)).vectors.shape == (1, 8)
+    with pytest.raises(WrongState, match="8, 4"):
+        await embed(embedder, "cat", dimensions=5)
+    for outside in (0, 9):
+        with pytest.raises(InvalidRequest) as refused:
+            await embed(embedder, "cat", dimensions=outside)
+        assert refused.value.param == "dimensions"
+
+
+async def test_nothing_to_embed_is_refused(embedder: Embedder) -> None:
+    """No input, both kinds of input, or an empty one."""
+    with pytest.raises(InvalidRequest):
+        await embed(embedder)
+    with pytest.raises(InvalidRequest):
+        await embed(embedder, "cat", token_inputs=((4,),))
+    with pytest.raises(InvalidRequest) as refused:
+        await embed(embedder, "cat", "")
+    assert (refused.value.reason, refused.value.param) == ("EMPTY_INPUT", "input[1]")
+
+
+async def test_limits(embedder: Embedder) -> None:
+    """Too many inputs, or too many tokens in few of them."""
+    with pytest.raises(PayloadTooLarge) as refused:
+        await embed(embedder, *["cat"] * 51)
+    assert refused.value.reason == "TOO_MANY_INPUTS"
+    with pytest.raises(PayloadTooLarge) as refused:
+        await embed(embedder, *["a " * 14] * 30)
+    assert refused.value.reason == "TOO_MANY_TOKENS"
+
+
+async def test_names(embedder: Embedder) -> None:
+    """The model answers to its name, with and without its owner, its aliases and no name."""
+    for name in ("", "owner/fake", "fake", "text-embedding-test"):
+        assert len((await embed(embedder, "cat", model=name)).vectors) == 1
+    with pytest.raises(NotFound, match="owner/fake, fake, text-embedding-test"):
+        await embed(embedder, "cat", model="text-embedding-3-small")
+
+
+async def test_token_inputs_are_the_models_own_ids(embedder: Embedder) -> None:
+    """Ids embed like the text they came from; ids outside the vocabulary are refused by place."""
+    vocabulary = embedder.loaded.tokenizer
+    ids = vocabulary.singles(["cat sat"], Truncation.END).inputs[0].ids[1:-1]
+    request = EmbeddingRequest(token_inputs=(ids,))
+    found = await embedder.embed(request, deadline=Deadline.after(10))
+    np.testing.assert_array_equal(found.vectors, (await embed(embedder, "cat sat")).vectors)
+    assert found.characters == 0
+    with pytest.raises(InvalidRequest) as refused:
+        unknown = EmbeddingRequest(token_inputs=((4,), (vocabulary.vocabulary,)))
+        await embedder.embed(unknown, deadline=Deadline.after(10))
+    assert refused.value.param == "input[1]"
+
+
+async def test_long_inputs(embedder: Embedder) -> None:
+    """Cut at the end or the start and named, or refused."""
+    long = "cat " + "a " * 20 + "dog"
+    for truncation, kept in ((Truncation.END, "cat " + "a " * 13), (Truncation.START, "a " * 13 + "dog")):
+        found = await embed(embedder, "on", long, truncation=truncation)
+        assert found.truncated == (1,)
+        assert found.tokens == 3 + 16
+        np.testing.assert_array_equal(found.vectors[1], (await embed(embedder, kept)).vectors[0])
+    with pytest.raises(InvalidRequest) as refused:
+        await embed(embedder, "on", long, truncation=Truncation.REFUSE)
+    assert refused.value.param == "input[1]"
+
+
+async def test_prompts_by_input_type(tmp_path: Path) -> None:
+    """A model that states prompts reads them before the text, for the input type that has one."""
+    prompts = '{"prompts": {"query": "the ", "document": ""}}'
+    (tmp_path / "config_sentence_transformers.json").write_text(prompts, encoding="utf-8")
+    embedder = Embedder(fake_loaded_model(tmp_path), LIMITS)
+    embedder.start()
+    prompted = await embed(embedder, "cat", input_type=InputType.QUERY)
+    np.testing.assert_array_equal(prompted.vectors, (await embed(embedder, "the cat")).vectors)
+    plain = await embed(embedder, "cat", input_type=InputType.DOCUMENT)
+    np.testing.assert_array_equal(plain.vectors, (await embed(embedder, "cat")).vectors)
+    await embedder.stop()
