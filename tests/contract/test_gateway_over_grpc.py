@@ -79,7 +79,7 @@ async def gateway_to(*capabilities: Capability) -> AsyncIterator[httpx.AsyncClie
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for what a scripted worker counts."""
-    while not condition():  # noqa: ASYNC110 - it counts, and has no event to wait for
+    while not condition():
         await asyncio.sleep(0.005)
 
 
