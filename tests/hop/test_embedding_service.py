@@ -126,19 +126,18 @@ async def test_info(client: AsyncEmbeddingServiceClient) -> None:
 
 
 async def test_an_unusable_model_says_why() -> None:
-    """A refused model leaves the capability NOT_SERVING, and every call gets the reason."""
+    """A refused model leaves the capability NOT_SERVING, and the hop's probe knows the reason."""
 
     def load() -> Embedder:
         raise ModelUnusable("The weights were cut short. Fetch the model again.", reason="MODEL_TRUNCATED")
 
     life = ModelLife(load, capability="embedding")
-    async with serve([capability(life)]) as running:
-        # Until the load has failed the reason is another one; a new client has a closed breaker.
+    async with serve([capability(life)]) as running, AsyncEmbeddingServiceClient(running.target) as client:
+        await client.start()
         async with asyncio.timeout(10):
-            reason = ""
-            while reason != "MODEL_TRUNCATED":
-                async with AsyncEmbeddingServiceClient(running.target) as client:
-                    with pytest.raises(Unavailable) as refused:
-                        await client.embed(["cat"], deadline=Deadline.after(1.0))
-                reason = refused.value.reason
-        assert "Fetch the model again" in refused.value.message
+            while (endpoint := client.hop.status().endpoints[0]).reason_code != "MODEL_TRUNCATED":
+                await asyncio.sleep(0.01)
+        assert endpoint.health == "NOT_SERVING"
+        assert "Fetch the model again" in endpoint.reason
+        with pytest.raises(Unavailable):
+            await client.embed(["cat"], deadline=Deadline.after(1.0))

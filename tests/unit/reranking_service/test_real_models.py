@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,13 @@ DOCUMENTS = [
     "The parties agree that any dispute shall be settled by arbitration. " * 60,
     "Why did the dog run far away?",
 ]
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "how", "do", "i", "reset", "a", "password", "the", "bread", "oven", "link")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+VOCABULARY = (
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "how", "do", "reset", "password", "the", "bread", "oven", "link"),
+    *(f"##{letter}" for letter in LETTERS),
+    *LETTERS,
+    *".,;?-",
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +49,14 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small BERT with one label and random weights, saved as its authors would."""
     import torch
-    from tokenizers import BertWordPieceTokenizer
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
     path = tmp_path_factory.mktemp("cross-encoder")
-    (path / "vocab.txt").write_text(
-        "\n".join(
-            (*WORDS, *(f"##{each}" for each in "abcdefghijklmnopqrstuvwxyz"), *"abcdefghijklmnopqrstuvwxyz.,;?-")
-        ),
-        encoding="utf-8",
-    )
-    vocabulary = BertWordPieceTokenizer(str(path / "vocab.txt")).get_vocab_size()
+    (path / "vocab.txt").write_text("\n".join(VOCABULARY), encoding="utf-8")
     BertTokenizerFast(str(path / "vocab.txt"), model_max_length=64).save_pretrained(path)
     torch.manual_seed(3)
     config = BertConfig(
-        vocab_size=vocabulary,
+        vocab_size=len(VOCABULARY),
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -75,10 +73,9 @@ def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def quiet_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quiet_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test asks the hub."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    yield
 
 
 async def scores(settings: RerankingSettings, **options: Any) -> tuple[list[float], tuple[int, ...], Reranker]:
