@@ -133,7 +133,7 @@ async def test_an_unusable_model_says_why() -> None:
 
     life = ModelLife(load, capability="embedding")
     async with serve([capability(life)]) as running, AsyncEmbeddingServiceClient(running.target) as client:
-        await client.start()
+        client.start()
         async with asyncio.timeout(10):
             while (endpoint := client.hop.status().endpoints[0]).reason_code != "MODEL_TRUNCATED":
                 await asyncio.sleep(0.01)
