@@ -19,7 +19,7 @@ from ops.local.models import prepare_models
 from ops.local.processes import end_group
 from ops.local.topology import plan
 
-_CLOSING_LINE = re.compile(r"^=+ .*\d+ (passed|failed|error|skipped|deselected).* in [\d.]+s.* =+$")
+_CLOSING_LINE = re.compile(r"^(=+ )?\d+ (passed|failed|error|errors|skipped|deselected)\b.* in [\d.]+s")
 # Fixtures stop the mesh that they started; that takes a drain.
 _INTERRUPT_GRACE_SECONDS = 60.0
 
