@@ -17,6 +17,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from bench.measure import Round
+from mesh.clock import Clock
 
 Send = Callable[[int, int], Awaitable[float]]
 """Sends request ``number`` on connection ``lane`` and returns the units that its answer held."""
@@ -119,7 +120,12 @@ def post(url: str, path: str, document: Mapping[str, Any]) -> bytes:
 
 
 async def closed_loop(
-    send: Send, *, concurrency: int, seconds: float, server_cpu: Callable[[], float | None] = lambda: None
+    send: Send,
+    *,
+    concurrency: int,
+    seconds: float,
+    server_cpu: Callable[[], float | None] = lambda: None,
+    clock: Clock = time.perf_counter,
 ) -> Round:
     """Keep ``concurrency`` requests in flight, begin none after ``seconds``, and wait for those that are under way.
 
@@ -128,13 +134,14 @@ async def closed_loop(
     numbers = itertools.count()
     latencies: list[float] = []
     units = 0.0
-    server_before, cpu_before, began = server_cpu(), time.process_time(), time.perf_counter()
+    server_before, cpu_before, began = server_cpu(), time.process_time(), clock()
 
     async def lane(index: int) -> None:
         nonlocal units
-        while (started := time.perf_counter()) - began < seconds:
-            units += await send(index, next(numbers))
-            latencies.append(time.perf_counter() - started)
+        while (started := clock()) - began < seconds:
+            done = await send(index, next(numbers))
+            units += done  # not in one statement, which would read units before the wait and lose what others added
+            latencies.append(clock() - started)
 
     try:
         async with asyncio.TaskGroup() as lanes:
@@ -142,6 +149,6 @@ async def closed_loop(
                 lanes.create_task(lane(index))
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None  # the others say the same
-    elapsed, cpu, server_after = time.perf_counter() - began, time.process_time() - cpu_before, server_cpu()
+    elapsed, cpu, server_after = clock() - began, time.process_time() - cpu_before, server_cpu()
     served = server_after - server_before if server_after is not None and server_before is not None else None
     return Round(units, elapsed, tuple(latencies), generator_cpu_seconds=cpu, server_cpu_seconds=served)

@@ -6,13 +6,15 @@ import json
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 _WORKERS_PACKAGES = ("torch", "sentence-transformers", "transformers", "onnxruntime", "numpy", "grpcio", "httpx")
 _GATEWAY_PACKAGES = ("fastapi", "starlette", "uvicorn", "httptools", "uvloop", "grpcio", "pydantic")
-_BUSY_SHARE = 0.25
+_BUSY_SHARE = 0.1
 
 
 def facts(gateway_python: Path) -> dict[str, Any]:
@@ -22,7 +24,6 @@ def facts(gateway_python: Path) -> dict[str, Any]:
         "cores": cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": platform.platform(),
-        "load_at_start": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "commit": _commit(),
         "workers": _spelled({name: _version(name) for name in _WORKERS_PACKAGES}),
@@ -35,13 +36,33 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def busy_warning(load: float) -> str:
-    """A sentence for a machine that had other work when the measurement began; empty for one that had none."""
-    if load <= _BUSY_SHARE * cores():
+def busy_cores(seconds: float = 0.5) -> float | None:
+    """How many cores others keep busy, watched for a moment in which the benchmark itself does nothing.
+
+    None where the system does not say. Steal counts: time that this machine's own host gave to someone else.
+    """
+    try:
+        before = _idle_seconds()
+        time.sleep(seconds)
+        idle = _idle_seconds() - before
+    except OSError:
+        return None
+    return max(0.0, (os.cpu_count() or 1) - idle / seconds)
+
+
+def _idle_seconds() -> float:
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()
+    return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
+
+
+def busy_warning(watched: Sequence[float]) -> str:
+    """A sentence for a machine that had other work, from what was watched before each part; empty where it had none."""
+    most = max(watched, default=0.0)
+    if most <= _BUSY_SHARE * cores():
         return ""
     return (
-        f"The machine was busy when this began (load {load:.1f} on {cores()} cores): "
-        "figures are lower than they could be, and ratios less certain."
+        f"The machine had other work: up to {most:.1f} of {cores()} cores were busy between the parts. "
+        "These figures are no record; measure again on a quiet machine."
     )
 
 

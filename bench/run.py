@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -24,6 +25,7 @@ from ops.local.layout import Layout
 
 NEED_A_MESH = frozenset({"embedding", "rerank", "llm"})
 _NEAR_LIMIT_CORES = 0.8
+_COST = "generator_us_per_request"
 _QUICK = "A quick run: rounds this short say whether it works, not how fast it is."
 
 
@@ -41,15 +43,13 @@ class Run:
         self._began = time.monotonic()
         self._rows: list[Row] = []
         self._skipped: dict[str, str] = {}
+        self._busy: list[float] = []
 
     async def measure(self, subject: Subject | None) -> Report:
         """All parts. ``subject`` is the mesh under test; None where no part needs one."""
         options, gateway_python = self._options, self._layout.python("gateway")
         started = datetime.now(UTC).isoformat(timespec="seconds")
         facts = machine.facts(gateway_python)
-        warning = machine.busy_warning(facts["load_at_start"])
-        if warning:
-            self._tell(warning)
         model, why_none = find_model(options.model)
         if "gateway" in options.parts:
             await self._part("gateway tax", lambda: gateway.measure(options, gateway_python, self._tell))
@@ -62,7 +62,13 @@ class Run:
         settings: dict[str, Any] = {"rounds": options.rounds, "seconds": options.seconds, "quick": options.quick}
         if subject is not None:
             settings["serves"] = {name: hop.model for name, hop in subject.hops.items()}
-        notes = [warning, _QUICK if options.quick else "", why_none, *generator_notes(self._rows)]
+        facts["busy_cores_between_parts"] = [round(busy, 2) for busy in self._busy]
+        notes = [
+            machine.busy_warning(self._busy),
+            _QUICK if options.quick else "",
+            why_none,
+            *generator_notes(self._rows),
+        ]
         return Report(
             started=started, machine=facts, settings=settings, rows=tuple(self._rows), skipped=self._skipped,
             notes=tuple(filter(None, notes)),
@@ -77,9 +83,10 @@ class Run:
         if model is None:
             self._skipped.update(dict.fromkeys(wanted, why_none))
             return
-        self._tell(f"loading {model.name} in process, as the baseline")
+        self._tell(f"loading {self._options.model} in process, as the baseline")
         try:
             async with InProcess(model) as baseline:
+                self._tell(f"it runs best with {baseline.threads} of torch's threads")
                 comparison = Comparison(self._options, subject, baseline, self._tell)
                 for name, measure in wanted.items():
                     await self._part(name, partial(measure, comparison))
@@ -87,6 +94,11 @@ class Run:
             self._skipped.update({name: str(error) for name in wanted if name not in self._skipped})
 
     async def _part(self, name: str, measure: Callable[[], Awaitable[Sequence[Row]]]) -> None:
+        busy = await asyncio.to_thread(machine.busy_cores)
+        if busy is not None:
+            self._busy.append(busy)
+            if warning := machine.busy_warning([busy]):
+                self._tell(warning)
         try:
             self._rows.extend(await measure())
         except (CannotMeasure, DidNotStart, RequestFailed, MeshError, OSError) as error:
@@ -113,6 +125,11 @@ def generator_notes(rows: Sequence[Row]) -> list[str]:
         return []
     most, where = max(busy, key=lambda each: each[0])
     notes = [f"The load generator kept at most {most:.2f} of a core busy ({where.part}: {where.what})."]
+    costs = [float(row.details[_COST]) for row in rows if _COST in row.details]
+    if costs:
+        notes.append(
+            f"One small request cost it up to {max(costs):.0f} µs of CPU, for the gateway and the bare one alike."
+        )
     if most > _NEAR_LIMIT_CORES:
         notes.append("That is near its limit: the mesh may be faster there than the figure says.")
     return notes

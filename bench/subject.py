@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from bench.inprocess import InProcess
 from bench.measure import Tell
 from bench.options import Options
-from ops.local.status import HopState, fetch
+from ops.local.status import HopState, MeshState, fetch
 
 START = "./scripts/start_torch_isolation.sh"
 
@@ -43,13 +44,13 @@ class Subject:
         return wished or ",".join(self.serving(name).endpoints)
 
 
-def find(url: str) -> Subject:
+def find(url: str, ask: Callable[[str], MeshState] = partial(fetch, timeout=10.0)) -> Subject:
     """Ask a gateway for its hops.
 
     Raises:
         CannotMeasure: nothing answers there.
     """
-    state = fetch(url, timeout=10.0)
+    state = ask(url)
     if not state.ready:
         raise CannotMeasure(f"{state.error}. Start the mesh with {START}, or name a running one: --gateway URL")
     return Subject(url, {hop.name: hop for hop in state.hops})

@@ -8,4 +8,5 @@ if [[ ! -x $python ]]; then
     echo "There is no $python yet: ./scripts/start_torch_isolation.sh installs it, and starts the mesh to measure." >&2
     exit 1
 fi
+export GRPC_ENABLE_FORK_SUPPORT=false # what is forked here is replaced by another program at once
 exec "$python" -m bench "$@"
