@@ -86,7 +86,6 @@ class Run:
         self._tell(f"loading {self._options.model} in process, as the baseline")
         try:
             async with InProcess(model) as baseline:
-                self._tell(f"it runs best with {baseline.threads} of torch's threads")
                 comparison = Comparison(self._options, subject, baseline, self._tell)
                 for name, measure in wanted.items():
                     await self._part(name, partial(measure, comparison))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from bench.inprocess import InProcess
 from bench.measure import Tell
@@ -44,7 +43,11 @@ class Subject:
         return wished or ",".join(self.serving(name).endpoints)
 
 
-def find(url: str, ask: Callable[[str], MeshState] = partial(fetch, timeout=10.0)) -> Subject:
+def _fetch(url: str) -> MeshState:
+    return fetch(url, timeout=10.0)
+
+
+def find(url: str, ask: Callable[[str], MeshState] = _fetch) -> Subject:
     """Ask a gateway for its hops.
 
     Raises:
