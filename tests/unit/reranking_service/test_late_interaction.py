@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.normalizers import Replace
 
 from inference.engines import FloatArray, Head
 from inference.pooling import normalized
@@ -129,7 +130,7 @@ async def test_callers_share_batches_and_keep_their_scores(start: Start) -> None
 async def test_a_query_of_nothing_is_refused(start: Start) -> None:
     """A query in which the tokenizer finds nothing cannot rank anything."""
     scorer = await start()
-    scorer.loaded.tokenizer._tokenizer.normalizer = _nothing_of("#")
+    scorer.loaded.tokenizer._tokenizer.normalizer = Replace("#", "")
     with pytest.raises(InvalidRequest) as refused:
         await score(scorer, "###", "cat")
     assert refused.value.param == "query"
@@ -140,9 +141,3 @@ def test_scaled_scores_keep_order_and_bounds(tmp_path: Path) -> None:
     scorer = LateInteractionScorer(fake_loaded_model(tmp_path, head=Head.TOKENS), LIMITS)
     raw = np.array([-1.0000001, -0.5, 0.0, 0.5, 1.0000001], dtype=np.float32)
     assert scorer.scaled(raw).tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
-
-
-def _nothing_of(character: str) -> object:
-    from tokenizers.normalizers import Replace
-
-    return Replace(character, "")
