@@ -8,11 +8,8 @@ from embedding_service.servicer import SERVICE, EmbeddingServicer
 from embedding_service.settings import EmbeddingSettings
 from embedding_service.worker import embedding_life
 from mesh.serving import Capability, run
-from mesh.settings import SettingsError
+from mesh.settings import EXIT_SETTINGS, SettingsError
 from mesh.telemetry import configure_logging
-
-EXIT_SETTINGS = 78
-"""EX_CONFIG: a supervisor need not try again."""
 
 
 def make_capability(settings: EmbeddingSettings) -> Capability:

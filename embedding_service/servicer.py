@@ -57,23 +57,32 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         """See embedding.proto. Requests are computed side by side and answered in their order."""
         deadline, call = deadline_of(context), call_context(context)
         # Bounded, so that a client that sends faster than it reads is slowed by gRPC's flow control.
-        running: asyncio.Queue[asyncio.Task[pb.EmbedResponse] | None] = asyncio.Queue(self._max_stream_requests)
+        room = asyncio.Semaphore(self._max_stream_requests)
+        answers: asyncio.Queue[asyncio.Task[pb.EmbedResponse] | None] = asyncio.Queue()
+        under_way: set[asyncio.Task[pb.EmbedResponse]] = set()
 
-        async def read(group: asyncio.TaskGroup) -> None:
+        async def read() -> None:
             async for frame in request_iterator:
-                await running.put(group.create_task(self._answer(frame.request, deadline, call)))
-            await running.put(None)
+                await room.acquire()
+                answer = asyncio.create_task(self._answer(frame.request, deadline, call))
+                under_way.add(answer)
+                answers.put_nowait(answer)
 
+        # Not a task group: it would cancel this task at its ``yield``, in gRPC's hands, when a later request fails.
+        reader = asyncio.create_task(read())
+        reader.add_done_callback(lambda _: answers.put_nowait(None))
+        index = 0
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(read(group))
-                index = 0
-                while (task := await running.get()) is not None:
-                    yield pb.EmbedStreamResponse(response=await task, index=index)
-                    index += 1
-        except BaseExceptionGroup as failures:
-            # The first error ends the stream, under its own name.
-            raise failures.exceptions[0] from None
+            while (answer := await answers.get()) is not None:
+                yield pb.EmbedStreamResponse(response=await answer, index=index)
+                index += 1
+                under_way.discard(answer)
+                room.release()
+            await reader
+        finally:
+            for task in (reader, *under_way):
+                task.cancel()
+            await asyncio.gather(reader, *under_way, return_exceptions=True)
 
     async def Info(self, request: pb.InfoRequest, context: ServicerContext) -> pb.InfoResponse:  # noqa: ARG002 - gRPC's
         """See embedding.proto."""

@@ -13,7 +13,7 @@ import uvicorn
 from gateway.app import create_app
 from gateway.lifecycle import Lifecycle
 from gateway.settings import GatewaySettings
-from mesh.settings import SettingsError
+from mesh.settings import EXIT_SETTINGS, SettingsError
 from mesh.telemetry import configure_logging, fields, get_logger
 
 _LOG = get_logger("gateway")
@@ -42,7 +42,7 @@ def main() -> int:
         settings = GatewaySettings.load()
     except SettingsError as error:
         print(f"gateway: {error}", file=sys.stderr)
-        return 2
+        return EXIT_SETTINGS
     configure_logging("gateway", settings.log_format)
     lifecycle = Lifecycle()
     app = create_app(settings, lifecycle=lifecycle)

@@ -14,14 +14,14 @@ def main() -> int:
     from gpu_services.settings import GpuServicesSettings
     from gpu_services.worker import capabilities
     from mesh.serving import run
-    from mesh.settings import SettingsError
+    from mesh.settings import EXIT_SETTINGS, SettingsError
     from mesh.telemetry import configure_logging
 
     try:
         settings = GpuServicesSettings.load()
     except SettingsError as error:
         print(error, file=sys.stderr)
-        return 2
+        return EXIT_SETTINGS
     configure_logging("gpu-services", settings.log_format)
     return run(settings, capabilities(settings))
 

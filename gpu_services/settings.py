@@ -11,7 +11,7 @@ from gpu_services.chunking.events import Limits
 from gpu_services.chunking.pool import PoolLimits
 from gpu_services.chunking.service import ChunkingConfig
 from inference.models import DEFAULT_EMBEDDING_MODEL
-from mesh.settings import WorkerSettings
+from mesh.settings import Names, WorkerSettings
 
 _MIB = 1024 * 1024
 
@@ -31,11 +31,11 @@ class GpuServicesSettings(WorkerSettings):
         "where its model is on this machine.",
     )
     artifacts_path: str = Field("", description="Folder with docling's models; empty means the model hub's cache.")
-    tokenizers: tuple[str, ...] = Field(
+    tokenizers: Names = Field(
         (DEFAULT_EMBEDDING_MODEL,),
         min_length=1,
-        description="Embedding models whose tokens can be counted, by hub name or folder, as a JSON list; the first is "
-        "the default.",
+        description="Embedding models whose tokens can be counted, by hub name or folder, separated by commas; the "
+        "first is the default.",
     )
     tokenizer_aliases: dict[str, str] = Field(
         {}, description="Other names of those tokenizers, as a JSON object from alias to name."

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from inference.engines.choice import EnginePlan
 from inference.loading import default_models_dir
-from mesh.settings import WorkerSettings
+from mesh.settings import Names, WorkerSettings
 
 
 class ModelWorkerSettings(WorkerSettings):
@@ -19,9 +19,7 @@ class ModelWorkerSettings(WorkerSettings):
     model_revision: str = Field("", description="Hub commit, branch or tag; empty means the pinned commit, or main.")
     model_sha256: str = Field("", description="Expected sha256 of the weights; empty checks the default model only.")
     served_model_name: str = Field("", description="Name that clients use; empty means the hub's or the directory's.")
-    model_aliases: list[str] = Field(
-        [], description='Further names that clients may use, as JSON: ["text-embedding-3-small"].'
-    )
+    model_aliases: Names = Field((), description="Further names that clients may use, separated by commas.")
     models_dir: Path | None = Field(
         None,
         description="Where graphs and engine choices are kept; unset means $MESH_MODELS, or $MESH_HOME/models.",

@@ -9,10 +9,8 @@ from llm_service.servicer import SERVICE, LlmServicer
 from llm_service.settings import LlmSettings
 from llm_service.writer import Limits, Names, Writer
 from mesh.serving import Capability, run
-from mesh.settings import SettingsError
+from mesh.settings import EXIT_SETTINGS, SettingsError
 from mesh.telemetry import configure_logging
-
-EXIT_SETTINGS = 78
 
 
 def make_engine(settings: LlmSettings) -> Engine:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import SettingsConfigDict
 
-from mesh.settings import WorkerSettings
+from mesh.settings import Names, WorkerSettings
 
 
 class LlmSettings(WorkerSettings):
@@ -29,9 +29,7 @@ class LlmSettings(WorkerSettings):
     )
     model_revision: str = Field("", description="Commit, branch or tag on the hub; empty means its default branch.")
     served_model_name: str = Field("", description="The name that callers use; empty means the model's own.")
-    model_aliases: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Further names that callers may use, separated by commas."
-    )
+    model_aliases: Names = Field((), description="Further names that clients may use, separated by commas.")
 
     engine: Literal["transformers", "openai"] = Field(
         "transformers",
@@ -83,11 +81,6 @@ class LlmSettings(WorkerSettings):
     def demo_path(self) -> Path:
         """Where `ops/demo_llm/train.py` puts the demo model."""
         return (self.mesh_models or self.mesh_home / "models") / "demo-llm"
-
-    @field_validator("model_aliases", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -67,6 +67,7 @@ class HealthProbe:
         self._channels: list[Any] = []
         self._ends: list[Callable[[], Awaitable[None]]] = []
         self._followers: list[Callable[[], Awaitable[None]]] = []
+        self._stopping = False
         self._rng = random.Random()  # noqa: S311 - spreads reconnects over time; nothing secret
 
     def start(self) -> None:
@@ -81,6 +82,7 @@ class HealthProbe:
 
     async def stop(self) -> None:
         """End every watch. What asks for reasons ends before the channels on which it asks."""
+        self._stopping = True
         for end in self._followers:
             await end()
         for channel in self._channels:
@@ -100,6 +102,8 @@ class HealthProbe:
                     name = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
                     await self._heard(endpoint, channel, SERVING if name == SERVING else NOT_SERVING)
             except grpc.RpcError as error:
+                if self._stopping:
+                    return
                 self._lost(endpoint, error)
             await self._transport.sleep(pause * self._rng.uniform(0.8, 1.2))
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)

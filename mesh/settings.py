@@ -6,14 +6,26 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 # Names that an orchestrator or the gateway's own settings put beside ours: EMBEDDING_SERVICE_URL is the gateway's,
 # EMBEDDING_SERVICE_HOST and EMBEDDING_PORT_50051_TCP are what Kubernetes injects for a service called "embedding".
 _FOREIGN = re.compile(r"_SERVICE_(URL|HOST|PORT)(_|$)|_PORT_\d+_(TCP|UDP)")
+
+
+EXIT_SETTINGS = 78
+"""EX_CONFIG, the exit code of a process whose settings are wrong: starting it again changes nothing."""
+
+
+def _split(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+"""Several names in one variable, separated by commas."""
 
 
 class SettingsError(ValueError):

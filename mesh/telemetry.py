@@ -38,6 +38,10 @@ RPC_IN_FLIGHT = Gauge("mesh_rpc_in_flight", "Calls that a worker is working on."
 CAPABILITY_SERVING = Gauge("mesh_capability_serving", "1 while a capability's health is SERVING.", ["service"])
 
 
+# A program that uses the clients and configures no logging shall not find our lines on its standard error.
+logging.getLogger("mesh").addHandler(logging.NullHandler())
+
+
 def get_logger(name: str) -> logging.Logger:
     """The logger of a module. Fields go in ``extra={"fields": {...}}``; never secrets, never prompts."""
     return logging.getLogger(name)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import sys
 
 from mesh.serving import Capability, run
-from mesh.settings import SettingsError
+from mesh.settings import EXIT_SETTINGS, SettingsError
 from mesh.telemetry import configure_logging
 from reranking_service.servicer import SERVICE, RerankingServicer
 from reranking_service.settings import RerankingSettings
 from reranking_service.worker import reranking_life
-
-EXIT_SETTINGS = 78
-"""EX_CONFIG: a supervisor need not try again."""
 
 
 def make_capability(settings: RerankingSettings) -> Capability:

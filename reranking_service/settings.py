@@ -27,7 +27,6 @@ class RerankingSettings(ModelWorkerSettings):
         description="How documents are scored. auto means cross-encoder for a model that is named, except for "
         f"{DEFAULT_EMBEDDING_MODEL}; late-interaction makes a reranker of any text encoder.",
     )
-    model_aliases: list[str] = Field([], description='Further names that clients may use, as JSON: ["rerank-v3.5"].')
     max_documents_per_request: int = Field(1000, ge=1, le=65536, description="Most documents in one request.")
     max_tokens_per_request: int = Field(
         600_000,
