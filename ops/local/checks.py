@@ -19,7 +19,7 @@ from ops.local.models import prepare_models
 from ops.local.processes import end_group
 from ops.local.topology import plan
 
-_CLOSING_LINE = re.compile(r"^(=+ )?\d+ (passed|failed|error|errors|skipped|deselected)\b.* in [\d.]+s")
+CLOSING_LINE = re.compile(r"^(=+ )?\d+ (passed|failed|error|errors|skipped|deselected)\b.* in [\d.]+s")
 # Fixtures stop the mesh that they started; that takes a drain.
 _INTERRUPT_GRACE_SECONDS = 60.0
 
@@ -119,7 +119,7 @@ def _run(check: Check, layout: Layout, console: Console) -> Outcome:
     try:
         for line in _lines(process):
             console.say(line)
-            closing = line if _CLOSING_LINE.match(line) else closing
+            closing = line if CLOSING_LINE.match(line) else closing
         passed = process.wait() == 0
     except BaseException:
         end_group(process, first=signal.SIGINT, grace_seconds=_INTERRUPT_GRACE_SECONDS)
