@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.inprocess import InProcess
-from bench.load import Connection, Send, closed_loop, connected, post
+from bench.load import Lane, Send, closed_loop, connected, post
 from bench.measure import Round, Series, Side, interleave, paired_spread
 from bench.report import Goal, Row
 from bench.subject import Comparison
@@ -70,7 +70,7 @@ def _requests(texts: Sequence[str]) -> list[Sequence[str]]:
     return [texts[start : start + TEXTS_PER_REQUEST] for start in range(0, len(texts), TEXTS_PER_REQUEST)]
 
 
-def _over_http(lanes: Sequence[Connection], url: str, requests: Sequence[Sequence[str]], form: str) -> _Way:
+def _over_http(lanes: Sequence[Lane], url: str, requests: Sequence[Sequence[str]], form: str) -> _Way:
     written = [
         post(url, "/v1/embeddings", {"model": "", "input": list(texts), "encoding_format": form}) for texts in requests
     ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from bench.load import Connection, closed_loop, connected, post
+from bench.load import Lane, closed_loop, connected, post
 from bench.measure import Round, Series, Side, Tell, interleave, paired_spread
 from bench.options import Options
 from bench.processes import Program, Running, free_port, running
@@ -84,7 +84,7 @@ def _requests(url: str) -> list[bytes]:
     ]
 
 
-def _side(process: Running, lanes: Sequence[Connection], requests: Sequence[bytes], seconds: float) -> Side:
+def _side(process: Running, lanes: Sequence[Lane], requests: Sequence[bytes], seconds: float) -> Side:
     async def send(lane: int, number: int) -> float:
         await lanes[lane].ask(requests[number % len(requests)])
         return 1.0

@@ -12,7 +12,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -23,6 +22,7 @@ Send = Callable[[int, int], Awaitable[float]]
 """Sends request ``number`` on connection ``lane`` and returns the units that its answer held."""
 
 _SHOWN_BYTES = 300
+_IDLE_SECONDS = 2.0
 
 
 class RequestFailed(Exception):
@@ -30,7 +30,7 @@ class RequestFailed(Exception):
 
 
 class Connection(asyncio.Protocol):
-    """A keep-alive HTTP/1.1 connection for one request at a time."""
+    """An HTTP/1.1 connection for one request at a time, until either end closes it."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -65,6 +65,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the request that waits; asyncio calls this."""
+        self._transport = None
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(RequestFailed(f"The connection was closed: {exc or 'no answer'}."))
 
@@ -74,7 +75,8 @@ class Connection(asyncio.Protocol):
         Raises:
             RequestFailed: the status is not 200, or the connection broke.
         """
-        assert self._transport is not None
+        if self._transport is None:
+            raise RequestFailed("The connection was closed.")
         self._received.clear()
         self._end = 0
         self._answer = asyncio.get_running_loop().create_future()
@@ -90,23 +92,62 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
 
+class Lane:
+    """One request at a time to one host, on a connection that is kept while it is in use.
+
+    One that lay idle is replaced, since the server may close it at the very moment of the next request.
+
+    Args:
+        dial: opens a connection.
+        clock: tells how long one lay idle.
+    """
+
+    def __init__(self, dial: Callable[[], Awaitable[Connection]], clock: Clock = time.monotonic) -> None:
+        self._dial = dial
+        self._clock = clock
+        self._connection: Connection | None = None
+        self._used = 0.0
+
+    async def ask(self, request: bytes) -> bytes:
+        """Send a request as it stands and return the answer's body. Raises RequestFailed."""
+        if self._connection is None or self._clock() - self._used > _IDLE_SECONDS:
+            await self.open()
+        assert self._connection is not None
+        body = await self._connection.ask(request)
+        self._used = self._clock()
+        return body
+
+    async def open(self) -> None:
+        """Connect anew."""
+        self.close()
+        self._connection = await self._dial()
+        self._used = self._clock()
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+
+
 @asynccontextmanager
-async def connected(url: str, lanes: int) -> AsyncIterator[Sequence[Connection]]:
-    """Open connections to the host of ``url``, one a lane."""
+async def connected(url: str, lanes: int) -> AsyncIterator[Sequence[Lane]]:
+    """Lanes to the host of ``url``, each connected."""
     parts = urlsplit(url)
-    open_one = partial(
-        asyncio.get_running_loop().create_connection,
-        Connection,
-        parts.hostname or "",
-        parts.port or (443 if parts.scheme == "https" else 80),
-        ssl=parts.scheme == "https" or None,
-    )
-    opened = [(await open_one())[1] for _ in range(lanes)]
+    secure = parts.scheme == "https"
+    port = parts.port or (443 if secure else 80)
+    loop = asyncio.get_running_loop()
+
+    async def dial() -> Connection:
+        return (await loop.create_connection(Connection, parts.hostname or "", port, ssl=secure or None))[1]
+
+    opened = [Lane(dial) for _ in range(lanes)]
     try:
+        for lane in opened:
+            await lane.open()
         yield opened
     finally:
-        for connection in opened:
-            connection.close()
+        for lane in opened:
+            lane.close()
 
 
 def post(url: str, path: str, document: Mapping[str, Any]) -> bytes:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from bench.embedding import read_vectors
-from bench.load import Connection, RequestFailed, post
+from bench.load import Connection, Lane, RequestFailed, post
+from mesh.testing import FakeClock
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 11\r\n\r\nhello world"
 
@@ -25,6 +26,9 @@ class Wire:
     def write(self, data: bytes) -> None:
         """Keep it."""
         self.written.append(data)
+
+    def close(self) -> None:
+        """Nothing to close."""
 
 
 def connection() -> tuple[Connection, Wire]:
@@ -45,6 +49,26 @@ async def test_answers_are_whole_however_they_arrive(piece: int) -> None:
             made.data_received(ANSWER[start : start + piece])
         assert await asked == b"hello world"
     assert wire.written == [b"request", b"request"]
+
+
+@pytest.mark.parametrize(("idle_seconds", "dialled"), [(0.5, 1), (60.0, 2)])
+async def test_a_connection_that_lay_idle_is_replaced(idle_seconds: float, dialled: int) -> None:
+    """Servers close what lies idle: a pause between two rounds must not fail the next one."""
+    clock = FakeClock()
+    made: list[Connection] = []
+
+    async def dial() -> Connection:
+        made.append(connection()[0])
+        return made[-1]
+
+    lane = Lane(dial, clock)
+    for _ in range(2):
+        asked = asyncio.ensure_future(lane.ask(b"request"))
+        await asyncio.sleep(0)
+        made[-1].data_received(ANSWER)
+        assert await asked == b"hello world"
+        clock.advance(idle_seconds)
+    assert len(made) == dialled
 
 
 async def test_refusals_are_failures_with_their_reason() -> None:
