@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 from embedding_service.servicer import SERVICE, EmbeddingServicer
 from embedding_service.settings import EmbeddingSettings
 from embedding_service.worker import embedding_life
 from mesh.serving import Capability, run
-from mesh.settings import EXIT_SETTINGS, SettingsError
-from mesh.telemetry import configure_logging
 
 
 def make_capability(settings: EmbeddingSettings) -> Capability:
@@ -31,14 +27,8 @@ def make_capability(settings: EmbeddingSettings) -> Capability:
 
 
 def main() -> int:
-    """Read the settings and serve. Returns the exit code."""
-    try:
-        settings = EmbeddingSettings.load()
-    except SettingsError as error:
-        print(f"embedding worker: {error}", file=sys.stderr)
-        return EXIT_SETTINGS
-    configure_logging("embedding", settings.log_format)
-    return run(settings, [make_capability(settings)])
+    """Serve until told to end; returns the exit code."""
+    return run("embedding", EmbeddingSettings, lambda settings: [make_capability(settings)])
 
 
 if __name__ == "__main__":

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 from llm_service.engines import Engine
 from llm_service.servicer import SERVICE, LlmServicer
 from llm_service.settings import LlmSettings
 from llm_service.writer import Limits, Names, Writer
 from mesh.serving import Capability, run
-from mesh.settings import EXIT_SETTINGS, SettingsError
-from mesh.telemetry import configure_logging
 
 
 def make_engine(settings: LlmSettings) -> Engine:
@@ -53,14 +49,8 @@ def make_capability(settings: LlmSettings) -> Capability:
 
 
 def main() -> int:
-    """Run until told to end; returns the exit code."""
-    try:
-        settings = LlmSettings.load()
-    except SettingsError as error:
-        print(f"llm worker: {error}", file=sys.stderr)
-        return EXIT_SETTINGS
-    configure_logging("llm", settings.log_format)
-    return run(settings, [make_capability(settings)])
+    """Serve until told to end; returns the exit code."""
+    return run("llm", LlmSettings, lambda settings: [make_capability(settings)])
 
 
 if __name__ == "__main__":

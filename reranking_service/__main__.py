@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
 from mesh.serving import Capability, run
-from mesh.settings import EXIT_SETTINGS, SettingsError
-from mesh.telemetry import configure_logging
 from reranking_service.servicer import SERVICE, RerankingServicer
 from reranking_service.settings import RerankingSettings
 from reranking_service.worker import reranking_life
@@ -27,14 +23,8 @@ def make_capability(settings: RerankingSettings) -> Capability:
 
 
 def main() -> int:
-    """Read the settings and serve. Returns the exit code."""
-    try:
-        settings = RerankingSettings.load()
-    except SettingsError as error:
-        print(f"reranking worker: {error}", file=sys.stderr)
-        return EXIT_SETTINGS
-    configure_logging("reranking", settings.log_format)
-    return run(settings, [make_capability(settings)])
+    """Serve until told to end; returns the exit code."""
+    return run("reranking", RerankingSettings, lambda settings: [make_capability(settings)])
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import grpc.aio
 import uvloop
@@ -21,8 +21,8 @@ from mesh.serving.health import Readiness
 from mesh.serving.interceptor import CallInterceptor
 from mesh.serving.reflecting import offer_reflection
 from mesh.serving.watchdog import Watchdog
-from mesh.settings import WorkerSettings
-from mesh.telemetry import fields, get_logger
+from mesh.settings import EXIT_SETTINGS, SettingsError, WorkerSettings
+from mesh.telemetry import configure_logging, fields, get_logger
 
 log = get_logger(__name__)
 
@@ -31,6 +31,7 @@ EXIT_PORT_IN_USE = 2
 EXIT_STUCK = 70
 """EX_SOFTWARE: the engine is stuck; the supervisor starts a fresh process."""
 
+SettingsT = TypeVar("SettingsT", bound=WorkerSettings)
 _HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
@@ -137,20 +138,28 @@ async def _serve(settings: WorkerSettings, capabilities: Sequence[Capability]) -
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.end)
     try:
+        if settings.metrics_port:
+            start_http_server(settings.metrics_port, addr=settings.host)
         await worker.start()
     except OSError as error:
         log.critical(str(error))
         return EXIT_PORT_IN_USE
-    if settings.metrics_port:
-        start_http_server(settings.metrics_port, addr=settings.host)
     return await worker.wait()
 
 
-def run(settings: WorkerSettings, capabilities: Sequence[Capability]) -> int:
-    """Serve until SIGTERM or SIGINT, drain, and return the exit code. Call ``configure_logging`` first.
+def run(process: str, settings_class: type[SettingsT], offer: Callable[[SettingsT], Sequence[Capability]]) -> int:
+    """A worker's ``main``: read the settings, serve until SIGTERM or SIGINT, drain, and return the exit code.
 
-    Capabilities are made before the event loop runs: whatever needs a loop belongs into their ``start``.
+    Args:
+        process: the name in log lines.
+        settings_class: what the worker can be told.
+        offer: makes its capabilities. It is called before the event loop runs: whatever needs a loop belongs into
+            their ``start``.
     """
-    code = uvloop.run(_serve(settings, capabilities))
-    sys.stderr.flush()
-    return code
+    try:
+        settings = settings_class.load()
+    except SettingsError as error:
+        print(f"{process}: {error}", file=sys.stderr)
+        return EXIT_SETTINGS
+    configure_logging(process, settings.log_format)
+    return uvloop.run(_serve(settings, offer(settings)))

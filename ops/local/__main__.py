@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ops.local import checks, health, stop
 from ops.local.console import Console
@@ -14,6 +15,7 @@ from ops.local.freeze import freeze
 from ops.local.layout import Layout
 from ops.local.processes import interrupt_on_termination
 from ops.local.start import StartOptions, start
+from ops.local.topology import with_absolute_models
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -46,7 +48,7 @@ def _dispatch(options: argparse.Namespace, layout: Layout, console: Console) -> 
     match options.command:
         case "start":
             asked = StartOptions(options.mode, options.host, options.wait_seconds, options.torch_index_url)
-            return start(asked, layout, console, os.environ)
+            return start(asked, layout, console, with_absolute_models(os.environ, options.called_from))
         case "stop":
             return stop.stop(layout, console)
         case "health":
@@ -79,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         help="package index to take torch from, for example https://download.pytorch.org/whl/cpu; "
         "PyPI's torch for Linux is the CUDA build (also MESH_TORCH_INDEX_URL)",
     )
+
+    begin.add_argument("--called-from", type=Path, default=Path.cwd(), help=argparse.SUPPRESS)
 
     commands.add_parser("stop", prog="stop_torch_isolation.sh", description="Stop the mesh.")
 

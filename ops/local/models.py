@@ -51,11 +51,13 @@ def preparations(layout: Layout, environ: Mapping[str, str]) -> tuple[Preparatio
             engine_code,
         )
     ]
-    reranking = "cross-encoder" if environ.get("RERANKING_MODEL") else "late-interaction"
+    # auto, or nothing, lets the model and what is in reach decide, as the worker does.
+    method = environ.get("RERANKING_METHOD", "auto")
+    reranking = "reranking" if method == "auto" else method
     prepared.append(
         Preparation(
             "reranking",
-            f"reranking model ({reranking}): the same",
+            "reranking model: the same",
             ("-m", "inference.prepare", "--for", reranking, *_engine_arguments("RERANKING_", environ)),
             engine_code,
         )

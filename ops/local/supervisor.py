@@ -21,6 +21,9 @@ from ops.local.topology import Program, Topology
 STOP_SECONDS = 25
 """How long a process has to drain and end after SIGTERM; above the workers' drain notice and grace together."""
 
+EXIT_SETTINGS = 78
+"""EX_CONFIG, with which each of our processes ends when its settings are wrong."""
+
 # A process that ends sooner than this after its start counts as failed to start, and the wait before the next try
 # grows by a second each time: a worker that cannot start does not spin.
 _SETTLED_SECONDS = 5
@@ -123,6 +126,17 @@ class ProcessState:
     name: str
     state: str
     pid: int
+    exit_status: int = 0
+
+    @property
+    def down(self) -> bool:
+        """Whether it ended, whatever is tried next."""
+        return self.state in {"BACKOFF", "FATAL", "EXITED"}
+
+    @property
+    def misconfigured(self) -> bool:
+        """Whether it ended because its settings are wrong: starting it again changes nothing."""
+        return self.down and self.exit_status == EXIT_SETTINGS
 
     @property
     def is_up(self) -> bool:
@@ -155,7 +169,10 @@ class Supervisor:
             answers = self._ask("getAllProcessInfo")
         except (*_GONE, xmlrpc.client.Fault):
             return {}
-        return {answer["name"]: ProcessState(answer["name"], answer["statename"], answer["pid"]) for answer in answers}
+        return {
+            answer["name"]: ProcessState(answer["name"], answer["statename"], answer["pid"], answer["exitstatus"])
+            for answer in answers
+        }
 
     def shut_down(self, *, first: str, patience_seconds: float) -> None:
         """Stop the process ``first``, then all others side by side, then the supervisor. Waits only for the first.

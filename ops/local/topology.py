@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ops.local.failures import OperatorError
 
@@ -34,6 +35,19 @@ WORKERS = (
 
 HOPS_OF = {worker.name: worker.hops for worker in WORKERS}
 """The hops behind each worker's process."""
+
+
+MODEL_VARIABLES = ("EMBEDDING_MODEL", "RERANKING_MODEL", "LLM_MODEL")
+
+
+def with_absolute_models(environ: Mapping[str, str], called_from: Path) -> dict[str, str]:
+    """The environment in which a model's relative path counts from where the user stands.
+
+    The processes run in the checkout's folder. A value that is no folder from there stays as it is: a name on the hub.
+    """
+    models = {name: environ[name] for name in MODEL_VARIABLES if environ.get(name, "demo") != "demo"}
+    found = {name: str(called_from / value) for name, value in models.items() if (called_from / value).is_dir()}
+    return {**environ, **found}
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,12 @@ class Readiness:
     @property
     def settled(self) -> bool:
         """Whether waiting longer will change nothing: each hop serves, or has said why it will not."""
-        return self.gateway and bool(self.hops) and all(hop.serving or hop.hopeless for hop in self.hops)
+        wrong = {name for name, process in self.processes.items() if process.misconfigured}
+        if GATEWAY in wrong:
+            return True
+        lost = {hop for name in wrong for hop in HOPS_OF.get(name, ())}
+        settled = all(hop.serving or hop.hopeless or hop.name in lost for hop in self.hops)
+        return self.gateway and bool(self.hops) and settled
 
 
 def wait_ready(
@@ -95,7 +100,9 @@ def describe(readiness: Readiness) -> dict[str, str]:
     states: dict[str, str] = {}
     for process in readiness.processes.values():
         for name in HOPS_OF.get(process.name, (process.name,)):
-            if process.state in {"BACKOFF", "FATAL", "EXITED"}:
+            if process.misconfigured:
+                states[name] = "its settings are wrong; its log says which"
+            elif process.down:
                 states[name] = "ended at its start; the supervisor tries again, its log says why"
             elif name == GATEWAY:
                 states[name] = READY if readiness.gateway else "starting"

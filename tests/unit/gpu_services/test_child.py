@@ -20,6 +20,8 @@ from mesh.errors import InvalidRequest, MeshError, PayloadTooLarge
 
 pytest.importorskip("docling", reason="the chunking worker's environment has docling")
 
+pytestmark = pytest.mark.workers_env
+
 
 @pytest.fixture
 def tokenizer_path() -> str:

@@ -16,7 +16,10 @@ from mesh.errors import InvalidRequest, MeshError, PayloadTooLarge
 
 pytest.importorskip("docling", reason="the chunking worker's environment has docling")
 # Third parties' own deprecations are not this project's failures.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.workers_env,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"),
+]
 
 Run = Callable[..., tuple[list[Chunk], Finished, list[Event]]]
 

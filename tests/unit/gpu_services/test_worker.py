@@ -28,6 +28,8 @@ from mesh.testing.server import serve
 
 pytest.importorskip("docling", reason="the chunking worker's environment has docling")
 
+pytestmark = pytest.mark.workers_env
+
 
 @dataclass(frozen=True)
 class Running:

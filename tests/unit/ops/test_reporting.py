@@ -157,6 +157,19 @@ def test_a_process_that_ends_at_its_start_is_told() -> None:
     assert "ended at its start" in states["chunking"]
 
 
+def test_a_start_does_not_wait_for_wrong_settings_to_mend_themselves() -> None:
+    """A process that ends with the code for wrong settings is given up, and its state points to its log."""
+
+    def with_wrong(process: str, *, gateway: bool = True) -> Readiness:
+        processes = {process: ProcessState(process, "BACKOFF", 0, exit_status=78)}
+        return Readiness(gateway=gateway, hops=(SERVING, DOWN), processes=processes, seconds=1.0)
+
+    assert with_wrong("gpu-services").settled
+    assert not with_wrong("llm").settled
+    assert with_wrong("gateway", gateway=False).settled
+    assert "settings are wrong" in describe(with_wrong("gpu-services"))["gpu"]
+
+
 def test_the_demo_model_is_trained_only_where_it_is_used() -> None:
     """Another model, or another engine, needs no training."""
     layout = Layout.from_environment({"MESH_HOME": "/srv/mesh"}, Path("/srv/checkout"))
@@ -170,11 +183,13 @@ def test_the_demo_model_is_trained_only_where_it_is_used() -> None:
 
 
 def test_a_chosen_model_is_the_one_that_is_prepared() -> None:
-    """Variables given at the start reach the preparation, and a named reranker is a cross-encoder."""
+    """Variables given at the start reach the preparation; the reranker's method is the worker's to choose."""
     layout = Layout.from_environment({}, Path("/srv/checkout"))
     embedding, reranking, _ = preparations(layout, {"EMBEDDING_MODEL": "/models/e", "RERANKING_MODEL": "owner/r"})
     assert embedding.arguments[-2:] == ("--model", "/models/e")
-    assert "cross-encoder" in reranking.arguments
+    assert reranking.arguments[2:4] == ("--for", "reranking")
+    _, pinned, _ = preparations(layout, {"RERANKING_METHOD": "late-interaction"})
+    assert pinned.arguments[2:4] == ("--for", "late-interaction")
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ops.local.failures import OperatorError
-from ops.local.topology import plan, reachable
+from ops.local.topology import plan, reachable, with_absolute_models
 
 
 def test_by_default_everything_runs_here_on_loopback() -> None:
@@ -78,3 +80,11 @@ def test_an_ipv6_address_is_bracketed() -> None:
     """URLs and gRPC targets need the brackets."""
     assert plan({"EMBEDDING_HOST": "::1"}, host="::1").gateway_url == "http://[::1]:8000"
     assert plan({"EMBEDDING_HOST": "::1"}).programs[-1].variables["EMBEDDING_SERVICE_URL"] == "[::1]:50051"
+
+
+def test_a_models_relative_path_counts_from_where_the_user_stands(tmp_path: Path) -> None:
+    """A folder becomes absolute; a hub's name, the demo and every other variable stay as they are."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "demo").mkdir()
+    given = {"EMBEDDING_MODEL": "./mine", "RERANKING_MODEL": "owner/model", "LLM_MODEL": "demo", "HOME": "mine"}
+    assert with_absolute_models(given, tmp_path) == {**given, "EMBEDDING_MODEL": str(tmp_path / "mine")}
