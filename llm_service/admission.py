@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
@@ -59,6 +59,21 @@ class Admission:
             # A moving average over about eight requests follows a change of load within seconds.
             self._typical_seconds += (self._clock() - started - self._typical_seconds) / 8
             self._leave()
+
+    @contextmanager
+    def idle_slot(self) -> Iterator[None]:
+        """Hold a slot while nobody else does, for a check of the engine: who comes meanwhile takes the next or waits.
+
+        Raises:
+            Overloaded: somebody has a slot or waits for one.
+        """
+        if self._running or self.waiting:
+            raise Overloaded("The model is busy.", reason="ENGINE_BUSY", retry_after=self._drain_seconds())
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._leave()  # uncounted: how long a check takes says nothing about requests
 
     async def _enter(self, deadline: Deadline, priority: Priority) -> None:
         if self._running < self._concurrency and not self.waiting:

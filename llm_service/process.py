@@ -44,14 +44,21 @@ class EngineProcess:
 
     @classmethod
     async def spawn(cls, command: Command) -> EngineProcess:
-        """Start the engine in a process group of its own, so that ending it ends nothing else."""
+        """Start the engine in a process group of its own, so that ending it ends nothing else.
+
+        Raises:
+            OSError: the system has no process, memory or descriptor to spare; nothing is left open.
+        """
         # Not asyncio's own PIPE: with that, waiting for the process waits for every child that still holds its output.
         reading, writing = os.pipe()
         output = asyncio.StreamReader()
-        await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(output), os.fdopen(reading, "rb", buffering=0)
-        )
+        source = os.fdopen(reading, "rb", buffering=0)
+        let_go = source.close
         try:
+            transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(output), source
+            )
+            let_go = transport.close
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-I",
@@ -63,6 +70,9 @@ class EngineProcess:
                 env=dict(command.environment),
                 start_new_session=True,
             )
+        except BaseException:
+            let_go()
+            raise
         finally:
             os.close(writing)
         log.info("engine started", extra=fields(pid=process.pid))

@@ -89,6 +89,8 @@ class Supervisor:
                     reason="ENGINE_DOES_NOT_START",
                 )
             await self._sleep(FIRST_PAUSE_SECONDS)
+        # A failed attempt may have asked for a restart; the engine that came up is proved.
+        self._reason = self._ended_because = None
         self._watcher = asyncio.create_task(self._watch())
 
     def unhealthy(self) -> MeshError | None:
@@ -132,29 +134,42 @@ class Supervisor:
             self._reason = None
 
     async def _bring_up(self) -> str | None:
-        """Start an engine and prove it. Returns what went wrong, or None."""
-        self._child = child = await self._spawn()
+        """Start an engine and prove it. Returns what went wrong, or None; it raises nothing, or the watch would end."""
+        try:
+            self._child = child = await self._spawn()
+        except OSError as error:
+            log.error("the engine's process could not be started", extra=fields(error=repr(error)))
+            return f"its process could not be started ({error.strerror or type(error).__name__})"
+        except Exception:
+            log.exception("the engine's process could not be started")
+            return "its process could not be started; the worker's log says why"
+        failure = await self._failure_of(child)
+        if failure is not None:
+            await child.stop(self._grace_seconds)
+            log.error("the engine did not come up", extra=fields(reason=failure, last_words=child.last_words))
+        return failure
+
+    async def _failure_of(self, child: Child) -> str | None:
+        """Prove an engine just started. Returns what is wrong with it, or None."""
         ended = asyncio.create_task(child.wait())
         proved = asyncio.ensure_future(self._prove())
         try:
             await asyncio.wait({ended, proved}, timeout=self._start_seconds, return_when=asyncio.FIRST_COMPLETED)
             if proved.done():
-                try:
-                    proved.result()
-                    return None
-                except MeshError as error:
-                    failure = error.message.rstrip(".")
-            elif ended.done():
-                failure = f"it {ended.result()}"
-            else:
-                failure = f"it was not ready within {self._start_seconds:.0f} s"
+                proved.result()
+                return None
+            if ended.done():
+                return f"it {ended.result()}"
+            return f"it was not ready within {self._start_seconds:.0f} s"
+        except MeshError as error:
+            return error.message.rstrip(".")
+        except Exception:
+            log.exception("the engine could not be proved")
+            return "it could not be proved; the worker's log says why"
         finally:
             for task in (proved, ended):
                 task.cancel()
             await asyncio.gather(proved, ended, return_exceptions=True)
-        await child.stop(self._grace_seconds)
-        log.error("the engine did not come up", extra=fields(reason=failure, last_words=child.last_words))
-        return failure
 
 
 def _restarting(why: str, pause: float) -> Unavailable:

@@ -31,6 +31,9 @@ class ScriptedEngine:
         self.idle.set()
         self.running = 0
         self.proofs = 0
+        self.proof_may_end = asyncio.Event()
+        self.proof_may_end.set()
+        self.proof_failure: MeshError | None = None
 
     async def start(self) -> Served:
         """Serves at once."""
@@ -61,10 +64,11 @@ class ScriptedEngine:
             event.set() if on else event.clear()
 
     async def prove(self) -> None:
-        """Raises what ``broken`` holds."""
+        """Waits for ``proof_may_end``; raises what ``proof_failure`` holds."""
         self.proofs += 1
-        if self.broken is not None:
-            raise self.broken
+        await self.proof_may_end.wait()
+        if self.proof_failure is not None:
+            raise self.proof_failure
 
     def unhealthy(self) -> MeshError | None:
         """What ``broken`` holds."""

@@ -108,10 +108,16 @@ class Writer:
         raise Unavailable("The engine's answer broke off before it was whole.", reason="ENGINE_LOST", retry_after=1.0)
 
     async def canary(self) -> None:
-        """Prove an idle engine; a busy one proves itself. Raises MeshError."""
-        if self._admission.running or self.engine.unhealthy() is not None:
+        """Prove an idle engine, in a request's place, so that no request is beside it when the engine fails.
+
+        Raises:
+            Overloaded: the engine is busy; a busy one proves itself.
+            MeshError: it failed.
+        """
+        if self.engine.unhealthy() is not None:
             return
-        await self.engine.prove()
+        with self._admission.idle_slot():
+            await self.engine.prove()
 
     def unhealthy(self) -> MeshError | None:
         """None while the engine can write, otherwise why not."""

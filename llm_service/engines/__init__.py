@@ -41,7 +41,7 @@ class Engine(Protocol):
         ...
 
     async def prove(self) -> None:
-        """Show that it works, cheaply. Raises MeshError."""
+        """Show that it works, cheaply. Raises MeshError; Overloaded where it is only busy."""
         ...
 
     def unhealthy(self) -> MeshError | None:

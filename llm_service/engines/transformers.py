@@ -35,11 +35,15 @@ from llm_service.process import Command, EngineProcess
 from llm_service.settings import LlmSettings
 from llm_service.stops import StopCutter
 from llm_service.supervision import Child, Supervisor
-from mesh.errors import Internal, MeshError, Unavailable, WrongState
+from mesh.clock import Clock, monotonic
+from mesh.errors import Internal, MeshError, Overloaded, Unavailable, WrongState
 
 POLL_SECONDS = 0.1
 HEALTH_SECONDS = 4.0
 SILENT_POLLS = 2
+# Of the watchdog's limit, which ends the whole worker: writing the canary's token, then asking for a sign of life.
+CANARY_SHARE = 0.5
+SIGN_OF_LIFE_SHARE = 0.4
 _ACCESS_LINE = re.compile(r'^INFO: .* "(GET|POST) /|\[Request received\]|^Loading weights:.*[0-9]%')
 # Ours, and what an engine that reads local files has no use for.
 _WITHHELD = re.compile(r"^(LLM_|GATEWAY_|EMBEDDING_|RERANKING_|GPU_SERVICES_|HF_TOKEN|HUGGING_FACE_HUB_TOKEN)")
@@ -63,11 +67,14 @@ class TransformersEngine:
         *,
         transport: httpx.AsyncBaseTransport | None = None,
         spawn: Callable[[Command], Awaitable[Child]] = EngineProcess.spawn,
+        clock: Clock = monotonic,
     ) -> None:
         self._settings = settings
         self._python = settings.engine_python or sys.executable
         self._client = http_client(stall_seconds=settings.stall_seconds, transport=transport)
         self._spawn_child = spawn
+        self._clock = clock
+        self._unanswered_since: float | None = None
         self._base = ""
         self._version = ""
         self._pulse: asyncio.Task[None] | None = None
@@ -124,6 +131,8 @@ class TransformersEngine:
         try:
             async with aclosing(stream(self._client, f"{self._base}/v1{route}", body)) as written:
                 async for event in written:
+                    if isinstance(event, Piece | Ended):  # Accepted comes before any work is done
+                        self._unanswered_since = None
                     match event:
                         case Piece(text):
                             if passed := cutter.feed(text):
@@ -140,15 +149,39 @@ class TransformersEngine:
             raise
 
     async def prove(self) -> None:
-        """Write one token. Raises MeshError, and restarts an engine that cannot."""
+        """Write one token. Raises MeshError, and restarts an engine that cannot.
+
+        An engine still computes for a caller who has left, until its next token. So one that is only late is
+        Overloaded, for as long as a request may wait for it and its health route answers.
+        """
+        if self._unanswered_since is None:
+            self._unanswered_since = self._clock()
         try:
-            async with asyncio.timeout(0.8 * self._settings.watchdog_seconds):
+            async with asyncio.timeout(CANARY_SHARE * self._settings.watchdog_seconds):
                 await self._write_one(self._warm_up_request())
-        except (TimeoutError, Internal):
-            self._supervisor.restart("it failed its canary")
-            raise Unavailable(
-                "The engine failed its canary and is being restarted.", reason="ENGINE_RESTARTING"
-            ) from None
+        except TimeoutError:
+            if not self._stalled() and await self._shows_life():
+                raise Overloaded(
+                    "The engine is still busy with what it was asked before.", reason="ENGINE_BUSY", retry_after=5.0
+                ) from None
+            raise self._failed_canary() from None
+        except Internal:
+            raise self._failed_canary() from None
+
+    def _stalled(self) -> bool:
+        since = self._unanswered_since
+        return since is not None and self._clock() - since >= self._settings.stall_seconds
+
+    async def _shows_life(self) -> bool:
+        try:
+            async with asyncio.timeout(SIGN_OF_LIFE_SHARE * self._settings.watchdog_seconds):
+                return await self._answers()
+        except TimeoutError:
+            return False
+
+    def _failed_canary(self) -> Unavailable:
+        self._supervisor.restart("it failed its canary")
+        return Unavailable("The engine failed its canary and is being restarted.", reason="ENGINE_RESTARTING")
 
     def unhealthy(self) -> MeshError | None:
         """None while the engine is up and proved, otherwise why not."""
@@ -260,8 +293,11 @@ def _free_port() -> int:
 async def _installed_version(python: str) -> str:
     """The version of transformers beside ``python``; empty when it has none, and then the engine will say so itself."""
     code = "from importlib.metadata import version; print(version('transformers'))"
-    process = await asyncio.create_subprocess_exec(
-        python, "-I", "-c", code, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            python, "-I", "-c", code, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        )
+    except OSError:
+        return ""
     output, _ = await process.communicate()
     return output.decode("ascii", errors="replace").strip()

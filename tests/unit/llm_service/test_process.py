@@ -119,6 +119,21 @@ async def test_a_command_that_is_not_there() -> None:
     assert await process.wait() == describe_exit(127)
 
 
+async def test_a_failed_spawn_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spawn that the system refuses costs no descriptor, however often it is tried."""
+    await (await EngineProcess.spawn(command("pass"))).wait()  # what the event loop opens for its first child stays
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    before = len(os.listdir("/proc/self/fd"))
+    refused = []
+    for _ in range(3):
+        with pytest.raises(FileNotFoundError) as caught:
+            await EngineProcess.spawn(command("pass"))
+        refused.append(caught)  # its traceback holds the frame, as a log would: no collector closes the pipe for us
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 async def test_stop_is_polite_first(ready: Ready) -> None:
     """An engine that heeds SIGTERM ends by itself."""
     code = """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator
 
 import pytest
@@ -27,6 +29,8 @@ class Stage:
         self.children: list[ScriptedChild] = []
         self.pauses: list[float] = []
         self.fails_to_prove = 0
+        self.spawn_failures: list[Exception] = []
+        self.prove_failures: list[Exception] = []
         self.hangs = False
         self.pause_over = asyncio.Event()
         self.pause_over.set()
@@ -35,12 +39,16 @@ class Stage:
         )
 
     async def _spawn(self) -> ScriptedChild:
+        if self.spawn_failures:
+            raise self.spawn_failures.pop(0)
         self.children.append(ScriptedChild())
         return self.children[-1]
 
     async def _prove(self) -> None:
         if self.hangs:
             await asyncio.Event().wait()
+        if self.prove_failures:
+            raise self.prove_failures.pop(0)
         if self.fails_to_prove:
             self.fails_to_prove -= 1
             raise Internal("It writes nonsense.")
@@ -142,6 +150,69 @@ async def test_a_restart_keeps_its_reason(stage: Stage) -> None:
     assert "its process hangs" in reason.message
     stage.pause_over.set()
     await settle()
+    assert (stage.supervisor.unhealthy(), len(stage.children)) == (None, 2)
+
+
+def no_process() -> Exception:
+    """What the system says when it has no process to spare."""
+    return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+async def test_a_restart_that_cannot_be_spawned_is_tried_again(stage: Stage) -> None:
+    """A system without a process to spare, or a fault of our own, delays the next engine and does not prevent it."""
+    await stage.supervisor.start()
+    stage.spawn_failures = [no_process(), ValueError("a secret")]
+    stage.children[0].end()
+    await settle()
+    assert (stage.supervisor.unhealthy(), len(stage.children)) == (None, 2)
+    assert stage.pauses == [0.5, 1.0, 2.0]
+
+
+async def test_a_failed_spawn_is_told(stage: Stage) -> None:
+    """While the engine cannot be spawned, callers hear why, in the system's words."""
+    await stage.supervisor.start()
+    stage.spawn_failures = [no_process()]
+    stage.pause_over.clear()
+    stage.children[0].end()
+    await settle()
+    stage.pause_over.set()  # one pause ends, and the next does not
+    stage.pause_over.clear()
+    await settle()
+    reason = stage.supervisor.unhealthy()
+    assert reason is not None
+    assert os.strerror(errno.EAGAIN) in reason.message
+
+
+async def test_a_proof_that_breaks_is_tried_again(stage: Stage) -> None:
+    """A fault of our own while an engine is proved ends that engine, not the watch."""
+    await stage.supervisor.start()
+    stage.prove_failures = [ValueError("a secret")]
+    stage.children[0].end()
+    await settle()
+    assert (stage.supervisor.unhealthy(), len(stage.children)) == (None, 3)
+    assert stage.children[1].ended.done()
+
+
+@pytest.mark.parametrize("where", ["spawn_failures", "prove_failures"])
+@pytest.mark.parametrize("failure", [no_process(), ValueError("a secret")])
+async def test_a_start_that_cannot_be_made_has_a_typed_end(stage: Stage, where: str, failure: Exception) -> None:
+    """Whatever prevents the first engine, the start ends as ModelUnusable, without an exception's own text."""
+    setattr(stage, where, [failure] * START_ATTEMPTS)
+    with pytest.raises(ModelUnusable) as caught:
+        await stage.supervisor.start()
+    assert "a secret" not in caught.value.message
+
+
+async def test_a_second_attempt_forgets_the_first(stage: Stage) -> None:
+    """An engine that was restarted while it was proved leaves no reason behind for the one that succeeds it."""
+    stage.hangs = True
+    starting = asyncio.create_task(stage.supervisor.start())
+    while not stage.children:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    stage.hangs = False
+    stage.supervisor.restart("it fell silent while it was writing")
+    await starting
     assert (stage.supervisor.unhealthy(), len(stage.children)) == (None, 2)
 
 

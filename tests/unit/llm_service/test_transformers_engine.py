@@ -16,7 +16,8 @@ from llm_service.generation import Ended, FinishReason, Generation, Message, Pie
 from llm_service.process import Command
 from llm_service.settings import LlmSettings
 from llm_service.testing import ScriptedChild
-from mesh.errors import InvalidRequest, ModelUnusable, Unavailable, WrongState
+from mesh.errors import InvalidRequest, ModelUnusable, Overloaded, Unavailable, WrongState
+from mesh.testing import FakeClock
 
 
 class FakeServe:
@@ -29,6 +30,10 @@ class FakeServe:
         self.text = "one two three"
         self.silent = False
         self.fails = False
+        self.free = asyncio.Event()
+        self.free.set()
+        self.healthy = True
+        self.clock = FakeClock()
 
     async def spawn(self, command: Command) -> ScriptedChild:
         """Start a child."""
@@ -36,10 +41,13 @@ class FakeServe:
         self.children.append(ScriptedChild())
         return self.children[-1]
 
-    def handle(self, request: httpx.Request) -> httpx.Response:
-        """One answer."""
+    async def handle(self, request: httpx.Request) -> httpx.Response:
+        """One answer, once the engine is ``free``; its health route answers also while it is not."""
         if request.url.path == "/health":
+            if not self.healthy:
+                await asyncio.Event().wait()
             return httpx.Response(200, json={"status": "ok"})
+        await self.free.wait()
         if self.silent:
             raise httpx.ReadTimeout("silent", request=request)
         if self.fails:
@@ -63,7 +71,10 @@ async def make(model_path: Path) -> AsyncIterator[Callable[..., tuple[Transforme
     def one(**settings: Any) -> tuple[TransformersEngine, FakeServe]:
         server = FakeServe()
         chosen = LlmSettings(**{"model": str(model_path), "max_output_tokens": 20, **settings})
-        engines.append(TransformersEngine(chosen, transport=httpx.MockTransport(server.handle), spawn=server.spawn))
+        engine = TransformersEngine(
+            chosen, transport=httpx.MockTransport(server.handle), spawn=server.spawn, clock=server.clock
+        )
+        engines.append(engine)
         return engines[-1], server
 
     yield one
@@ -179,6 +190,49 @@ async def test_a_failed_canary_replaces_the_engine(make: Make) -> None:
     with pytest.raises(Unavailable):
         await engine.prove()
     await asyncio.sleep(0)
+    assert server.children[0].ended.done()
+
+
+async def test_a_canary_behind_an_abandoned_request_is_no_failure(make: Make) -> None:
+    """An engine that still computes for a caller who left is busy, and it is whole when it is done."""
+    engine, server = make(watchdog_seconds=0.1, stall_seconds=30)
+    await engine.start()
+    server.free.clear()
+    for _ in range(2):
+        with pytest.raises(Overloaded):
+            await engine.prove()
+        server.clock.advance(15)
+    server.free.set()
+    await engine.prove()
+    server.free.clear()
+    server.clock.advance(15)
+    with pytest.raises(Overloaded):  # what was waited for before the answer does not count
+        await engine.prove()
+    assert (engine.unhealthy(), server.children[0].ended.done()) == (None, False)
+
+
+async def test_a_canary_unanswered_for_the_stall_time_replaces_the_engine(make: Make) -> None:
+    """Busy has an end: an engine that writes nothing for as long as a request may wait is ended."""
+    engine, server = make(watchdog_seconds=0.1, stall_seconds=30)
+    await engine.start()
+    server.free.clear()
+    with pytest.raises(Overloaded):
+        await engine.prove()
+    server.clock.advance(30)
+    with pytest.raises(Unavailable):
+        await engine.prove()
+    assert server.children[0].ended.done()
+
+
+async def test_a_late_canary_and_a_silent_health_route_replace_the_engine(make: Make) -> None:
+    """An engine that neither writes nor shows life is ended at once, before the watchdog would end the worker."""
+    engine, server = make(watchdog_seconds=0.1)
+    await engine.start()
+    server.free.clear()
+    server.healthy = False
+    with pytest.raises(Unavailable):
+        async with asyncio.timeout(5):
+            await engine.prove()
     assert server.children[0].ended.done()
 
 
