@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import zipfile
 from enum import Enum
 from pathlib import Path, PurePosixPath
@@ -75,6 +76,8 @@ _OTHER_FORMATS = (
     (b"MZ", "a program"),
     (b"{\\rtf", "an RTF document"),
 )
+# Words begin like this too ("MZ series motors"); the formats themselves have NUL bytes in their headers.
+_ALSO_WORDS = {b"GIF8", b"Rar!", b"MZ"}
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _READ = "PDF, DOCX, PPTX, XLSX, HTML, Markdown and plain text"
 
@@ -110,7 +113,7 @@ def recognise(path: Path, declared: DocumentKind | None) -> DocumentKind:
         head = file.read(8192)
     if not head:
         raise InvalidRequest("The document is empty.", reason="DOCUMENT_EMPTY")
-    found = _of_bytes(path, head)
+    found = _of_bytes(path, head, text_declared=declared is not None and declared.is_text)
     if isinstance(found, str):
         if declared is None:
             raise _unsupported(f"The document is {found}; send {_READ}.")
@@ -122,18 +125,28 @@ def recognise(path: Path, declared: DocumentKind | None) -> DocumentKind:
     return found
 
 
-def _of_bytes(path: Path, head: bytes) -> DocumentKind | str | None:
+def _of_bytes(path: Path, head: bytes, *, text_declared: bool) -> DocumentKind | str | None:
     """A kind, words for something that is not read, or None for what may be text."""
-    if b"%PDF-" in head[:1024]:
+    # Readers take a PDF that begins after up to 1 KiB of something else. A text may well speak of one there.
+    if head.startswith(b"%PDF-") or (b"%PDF-" in head[:1024] and not (text_declared and _may_be_text(head))):
         return DocumentKind.PDF
     if head.startswith(b"PK\x03\x04"):
         return _of_archive(path)
     if head.startswith(_OLE):
         return _of_compound_file(path)
     for magic, words in _OTHER_FORMATS:
-        if head.startswith(magic):
+        if head.startswith(magic) and (magic not in _ALSO_WORDS or b"\x00" in head):
             return words
     return None
+
+
+def _may_be_text(head: bytes) -> bool:
+    """Whether the bytes are UTF-8 without NUL; a character cut off at their end is none the worse."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return b"\x00" not in head
 
 
 def _of_archive(path: Path) -> DocumentKind | str:

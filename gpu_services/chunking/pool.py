@@ -100,7 +100,14 @@ class ChildPool:
     @property
     def free(self) -> bool:
         """Whether a document would be begun at once."""
-        return bool(self._idle) and not any(self._lanes.values())
+        return any(child.usable for child in self._idle) and not any(self._lanes.values())
+
+    def replace_dead(self) -> None:
+        """Start others in the place of idle children that have ended, before a document asks for them."""
+        dead = [child for child in self._idle if not child.usable]
+        self._idle = [child for child in self._idle if child.usable]
+        for child in dead:
+            self._retire(child)
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
@@ -136,13 +143,24 @@ class ChildPool:
             self._give_back(child)
 
     async def _take(self, deadline: Deadline, priority: Priority) -> DocumentProcess:
-        while self._idle and not any(self._lanes.values()):
-            child = self._idle.pop()
-            if child.usable:
-                return child
-            self._retire(child)  # somebody else ended it while it was idle
-        waiting: asyncio.Future[DocumentProcess] = asyncio.get_running_loop().create_future()
+        self.replace_dead()
+        if self._idle and not any(self._lanes.values()):
+            return self._idle.pop()
+        waiting = self._new_future()
         self._lanes[priority].append(waiting)
+        while not (child := await self._arrival(waiting, deadline, priority)).usable:
+            self._retire(child)  # it ended between being handed over and being received
+            waiting = self._new_future()
+            self._lanes[priority].appendleft(waiting)  # its turn had come
+        return child
+
+    @staticmethod
+    def _new_future() -> asyncio.Future[DocumentProcess]:
+        return asyncio.get_running_loop().create_future()
+
+    async def _arrival(
+        self, waiting: asyncio.Future[DocumentProcess], deadline: Deadline, priority: Priority
+    ) -> DocumentProcess:
         try:
             async with asyncio.timeout(deadline.remaining()):
                 return await waiting

@@ -167,6 +167,7 @@ class ChunkingService:
 
     async def canary(self) -> None:
         """Chunk a document of our own; raise Overloaded where real ones are at work, which proves more."""
+        self.pool.replace_dead()
         if not self.pool.free:
             raise Overloaded("Documents are at work.")
         async with self.admitted(
@@ -254,16 +255,19 @@ class Job:
             begun = time.perf_counter()
             first_chunk = 0.0
             seconds = min(order.limits.max_seconds, deadline.remaining())
-            async with aclosing(child.events(order, seconds=seconds)) as events:
-                async for event in events:
-                    if isinstance(event, Chunk | Progress):
-                        first_chunk = first_chunk or (time.perf_counter() if isinstance(event, Chunk) else 0.0)
-                        yield event
-                    elif isinstance(event, Finished):
-                        found = event
-                    else:
-                        raise self._refusal(event)
-            self._child = None  # given back: from here on it may work for somebody else
+            try:
+                async with aclosing(child.events(order, seconds=seconds)) as events:
+                    async for event in events:
+                        if isinstance(event, Chunk | Progress):
+                            first_chunk = first_chunk or (time.perf_counter() if isinstance(event, Chunk) else 0.0)
+                            yield event
+                        elif isinstance(event, Finished):
+                            found = event
+                        else:
+                            raise self._refusal(event)
+            finally:
+                # Also after a refusal: once it is given back it may work for somebody else, and is not ours to end.
+                self._child = None
         yield Done(
             filename=order.filename,
             sha256=sha256,

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,6 +27,9 @@ class Spool:
         self._parent = parent
         self._max_bytes = max_bytes
         self._hash = hashlib.sha256()
+        self._writing = threading.Lock()
+        self._closing = False
+        self._file: int | None = None
         self.size = 0
 
     async def __aenter__(self) -> Self:
@@ -33,7 +37,6 @@ class Spool:
         self.path = self._folder / "document"
         self.output_path = self._folder / "output.json"
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        self._open = True
         return self
 
     async def __aexit__(
@@ -57,15 +60,32 @@ class Spool:
         return self._hash.hexdigest()
 
     def _write(self, data: bytes) -> None:
-        self._hash.update(data)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._file, view) :]
+        try:
+            with self._writing:
+                self._hash.update(data)
+                view = memoryview(data)
+                while view and self._file is not None and not self._closing:
+                    view = view[os.write(self._file, view) :]
+        finally:
+            self._close_where_due()
 
     def _close_file(self) -> None:
-        if self._open:
-            self._open = False
-            os.close(self._file)
+        self._closing = True
+        self._close_where_due()
+
+    def _close_where_due(self) -> None:
+        """Close the file, unless a thread is writing: that one closes it when it is done.
+
+        A cancelled write goes on in its thread. Were the file closed under it, its bytes would go to whichever file or
+        socket gets the number next; were it waited for, the event loop would stand still.
+        """
+        if self._closing and self._writing.acquire(blocking=False):
+            try:
+                if self._file is not None:
+                    os.close(self._file)
+                    self._file = None
+            finally:
+                self._writing.release()
 
 
 def check_size(size_bytes: int, max_bytes: int) -> None:

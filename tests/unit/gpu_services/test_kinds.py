@@ -52,6 +52,13 @@ def test_a_kind_that_is_not_read_is_refused_before_the_upload(media_type: str, f
         (DocumentKind.PDF, b"plain words", "DOCUMENT_TYPE_MISMATCH"),
         (DocumentKind.TEXT, b"\x00\x01\x02\x03", "DOCUMENT_TYPE_MISMATCH"),
         (DocumentKind.PDF, b"", "DOCUMENT_EMPTY"),
+        (DocumentKind.TEXT, b"%PDF-1.7\n1 0 obj", "DOCUMENT_TYPE_MISMATCH"),
+        (DocumentKind.TEXT, b"\n%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj", "DOCUMENT_TYPE_MISMATCH"),
+        (DocumentKind.TEXT, b"\n%PDF-1.7\n1 0 obj\x00", "DOCUMENT_TYPE_MISMATCH"),
+        (DocumentKind.TEXT, b"MZ\x90\x00\x03\x00", "DOCUMENT_TYPE_MISMATCH"),
+        (DocumentKind.MARKDOWN, b"GIF89a\x01\x00\x01\x00", "DOCUMENT_TYPE_MISMATCH"),
+        (None, b"MZ\x90\x00\x03\x00", "DOCUMENT_TYPE_UNSUPPORTED"),
+        (None, b"Rar!\x1a\x07\x00", "DOCUMENT_TYPE_UNSUPPORTED"),
         (None, b"\x00\x01\x02\x03", "DOCUMENT_TYPE_UNSUPPORTED"),
         (None, b"\x89PNG\r\n\x1a\n", "DOCUMENT_TYPE_UNSUPPORTED"),
         (DocumentKind.DOCX, b"PK\x03\x04cut off", "DOCUMENT_DAMAGED"),
@@ -96,3 +103,25 @@ def test_text_is_what_it_is_declared_as(
 ) -> None:
     """Nothing in the bytes parts text, Markdown and HTML, so the declaration does; without one, a look at the start."""
     assert recognise(_file(tmp_path, content), declared) is kind
+
+
+@pytest.mark.parametrize("declared", [DocumentKind.TEXT, DocumentKind.MARKDOWN, DocumentKind.HTML])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "MZ series motors are quiet.",
+        "GIF89a is the later of two versions.",
+        "Rar! cried the lion.",
+        "A file that starts with %PDF-1.7 is a PDF.",
+        "%PDF-1.7 ".rjust(1024) + "é" * 8192,  # what is looked at ends inside of a character
+        "x%PDF-1.7 " + "é" * 8192,
+    ],
+)
+def test_words_that_other_formats_begin_with_are_words(tmp_path: Path, declared: DocumentKind, words: str) -> None:
+    """A text declared as one may speak of other formats, also in its first words."""
+    assert recognise(_file(tmp_path, words.encode()), declared) is declared
+
+
+def test_words_without_a_declaration_are_words_too(tmp_path: Path) -> None:
+    """A nameless text that begins like a program's two letters is a text."""
+    assert recognise(_file(tmp_path, b"MZ series motors are quiet."), None) is DocumentKind.TEXT

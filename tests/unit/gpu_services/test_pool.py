@@ -176,3 +176,40 @@ async def test_stopping_waits_until_every_child_has_ended(scripted_child: Script
         child.kill()
     await pool.stop()
     assert starter.children[0].closed
+
+
+async def test_a_child_that_ends_on_its_way_to_the_next_in_line_is_replaced(scripted_child: ScriptedChild) -> None:
+    """Who was handed a dead child keeps its turn and gets the replacement, before those that came later."""
+    starter = _Starter(scripted_child)
+    pool = _pool(starter)
+    await pool.start()
+    served: list[tuple[str, Any]] = []
+
+    async def work(name: str) -> None:
+        async with pool.child(Deadline.after(5), Priority.INTERACTIVE) as child:
+            served.append((name, child))
+
+    async with pool.child(Deadline.after(5), Priority.INTERACTIVE):
+        tasks = [asyncio.create_task(work(name)) for name in ("second", "third")]
+        await _settle()
+    starter.children[0].kill()  # it is the second's by now, which has not run yet
+    await asyncio.gather(*tasks)
+    assert served == [("second", starter.children[1]), ("third", starter.children[1])]
+    await pool.stop()
+
+
+async def test_a_dead_idle_child_is_not_free_and_can_be_replaced_before_a_document_comes(
+    scripted_child: ScriptedChild,
+) -> None:
+    """The pool says that nothing is free, and after the replacement that something is."""
+    starter = _Starter(scripted_child)
+    pool = _pool(starter)
+    await pool.start()
+    starter.children[0].kill()
+    free = [pool.free]
+    pool.replace_dead()
+    await _settle()
+    free.append(pool.free)
+    assert free == [False, True]
+    assert starter.children[0].closed
+    await pool.stop()

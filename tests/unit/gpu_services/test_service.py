@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpu_services.chunking.events import Event, Finished, Progress, Refused
+from gpu_services.chunking.events import Event, Finished, Order, Progress, Refused
 from gpu_services.chunking.service import ChunkingService, Done, Header
 from gpu_services.settings import GpuServicesSettings
 from mesh.context import Priority
@@ -120,6 +121,54 @@ async def test_what_the_child_refuses_reaches_the_caller(scripted_child: Any, to
         await worker.run(Header(), b"x")
     assert refused.value.reason == "DOCUMENT_TOO_MANY_PAGES"
     assert os.listdir(worker.spool) == []
+
+
+async def test_a_harmless_refusal_leaves_the_child_alive(scripted_child: Any, tokenizer_folder: Path) -> None:
+    """A document that was refused unopened ends nothing: the child is idle, warm and free."""
+    refusal = Refused(InvalidRequest("not a PDF", reason="DOCUMENT_TYPE_MISMATCH"))
+    worker = _Worker(scripted_child, tokenizer_folder, [refusal])
+    with pytest.raises(InvalidRequest):
+        await worker.run(Header(), b"x")
+    assert not worker.child.killed
+    assert worker.service.pool.free
+
+
+async def test_a_refusal_does_not_end_the_document_that_has_the_child_next(
+    scripted_child: Any, tokenizer_folder: Path, finished: Finished
+) -> None:
+    """The next in line gets the child of the refused document, which stays alive, and is done."""
+    both_wait = asyncio.Event()
+
+    class Child(scripted_child):  # type: ignore[misc]
+        """Refuses b.txt, and reads the others unless it is ended before."""
+
+        async def events(self, order: Order, *, seconds: float) -> AsyncGenerator[Event, None]:
+            if order.filename == "b.txt":
+                await both_wait.wait()
+                yield Refused(InvalidRequest("a password", reason="DOCUMENT_ENCRYPTED"))
+                return
+            yield CHUNK
+            for _ in range(20):
+                await asyncio.sleep(0)
+            yield Refused(PayloadTooLarge("ended", reason="DOCUMENT_MEMORY")) if self.killed else finished
+
+    worker = _Worker(Child, tokenizer_folder, [])
+    await worker.service.start()
+
+    async def send(filename: str) -> list[Any]:
+        async with worker.service.admitted(Header(filename=filename), Deadline.after(5), Priority.INTERACTIVE) as job:
+            await job.write(b"x")
+            if filename == "c.txt":
+                asyncio.get_running_loop().call_soon(both_wait.set)  # in line by the time that this runs
+            return [answer async for answer in job.answers()]
+
+    refused = asyncio.create_task(send("b.txt"))
+    while worker.service.pool.free:
+        await asyncio.sleep(0)
+    assert [type(answer) for answer in await send("c.txt")] == [Chunk, Done]
+    with pytest.raises(InvalidRequest):
+        await refused
+    assert not worker.child.killed
 
 
 @pytest.mark.parametrize("frames", [(), (b"x" * (2**20 + 1),)], ids=["empty", "a frame too long"])

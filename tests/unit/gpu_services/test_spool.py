@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,36 @@ async def test_an_upload_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         await fail()
     assert os.listdir(tmp_path) == []
+
+
+async def test_a_write_that_outlives_its_request_touches_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancelled write goes on in its thread: the file stays its own until it is done, and is closed then."""
+    begun, go_on = threading.Event(), threading.Event()
+    files: list[int] = []
+    write = os.write
+
+    def slow(file: int, data: bytes) -> int:
+        files.append(file)
+        begun.set()
+        assert go_on.wait(10)
+        return write(file, data[:1])
+
+    monkeypatch.setattr(os, "write", slow)
+    async with Spool(str(tmp_path), max_bytes=5) as spool:
+        writing = asyncio.create_task(spool.write(b"12345"))
+        assert await asyncio.to_thread(begun.wait, 10)
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+    assert os.listdir(tmp_path) == []
+    other = os.open(tmp_path / "other", os.O_WRONLY | os.O_CREAT)  # gets the lowest number that is free
+    try:
+        go_on.set()
+        await asyncio.get_running_loop().shutdown_default_executor()  # the thread has ended
+        assert os.fstat(other).st_size == 0
+        assert len(files) == 1
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(files[0])
+    finally:
+        os.close(other)
