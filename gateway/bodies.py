@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
@@ -19,6 +19,7 @@ TokenLists = Annotated[list[TokenIds], Field(fail_fast=True)]
 ModelName = Annotated[str, Field(max_length=512)]
 
 _SHOWN_ERRORS = 3
+_SHOWN_NAME = 64
 
 
 class VendorBody(BaseModel):
@@ -28,9 +29,20 @@ class VendorBody(BaseModel):
 
 
 class OwnBody(BaseModel):
-    """A body of our own dialect: types are strict, and unknown fields are named."""
+    """A body of our own dialect: types are strict, and the first unknown field is named."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_unknown(cls, data: object) -> object:
+        # Not pydantic's own "forbid": it keeps an error for each of a million unknown fields.
+        known = set(cls.model_fields)
+        unknown = next((key for key in data if key not in known), None) if isinstance(data, dict) else None
+        if unknown is not None:
+            shown = unknown[:_SHOWN_NAME]
+            raise InvalidBody(f"There is no field {shown}.{nearest(shown, known)}", param=shown)
+        return data
 
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -82,8 +94,6 @@ def explain(error: ValidationError, model: type[BaseModel]) -> InvalidRequest:
 def _sentence(field: str, details: Sequence[ErrorDetails], model: type[BaseModel]) -> str:
     mine = [detail for detail in details if str(detail["loc"][0]) == field]
     first = mine[0]
-    if first["type"] == "extra_forbidden":
-        return f"There is no field {field}.{nearest(field, set(model.model_fields))}"
     known = model.model_fields.get(field)
     if len(mine) > 1 and known is not None and known.description:
         # Every alternative of a union fails in words of its own; the field's description says what all of them want.

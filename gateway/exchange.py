@@ -18,6 +18,7 @@ from mesh.context import (
     CallContext,
     Priority,
     acceptable_request_id,
+    acceptable_traceparent,
     new_request_id,
 )
 from mesh.deadline import Deadline
@@ -74,13 +75,14 @@ class Exchange:
         Raises:
             InvalidRequest: the header is not a positive number.
         """
+        ours = seconds
         asked = self.headers.get(TIMEOUT_HEADER)
         if asked is not None:
             seconds = min(seconds, _positive(asked, TIMEOUT_HEADER) / 1000)
         if not streamed:
             for name in _STAINLESS_HEADERS:
                 seconds = min(seconds, _seconds_or(self.headers.get(name), seconds))
-        return Deadline(at=self.started + seconds, clock=self.clock)
+        return Deadline(at=self.started + seconds, clock=self.clock, imposed=seconds == ours)
 
     def elapsed_ms(self) -> float:
         """Milliseconds since the request came."""
@@ -106,7 +108,7 @@ def _call_of(headers: dict[str, str]) -> CallContext:
     return CallContext(
         request_id=acceptable_request_id(headers.get(REQUEST_ID_KEY)) or new_request_id(),
         priority=Priority.BULK if wanted == Priority.BULK.value else Priority.INTERACTIVE,
-        traceparent=headers.get(TRACEPARENT_KEY, "")[:128],
+        traceparent=acceptable_traceparent(headers.get(TRACEPARENT_KEY)),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from gateway.bodies import ModelName, VendorBody
+from gateway.bodies import ModelName, Texts, VendorBody
 from mesh.clients.llm import LLMTimings, LLMUsage, Sampling
 from mesh.errors import InvalidRequest
 
@@ -40,7 +40,7 @@ class GenerationBody(VendorBody):
         None, description="a number above 0, up to 1"
     )
     max_tokens: Count | None = Field(None, description="a whole number from 1")
-    stop: str | list[str] | None = Field(None, description="a text, or a list of at most 4")
+    stop: str | Texts | None = Field(None, description="a text, or a list of at most 4")
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = Field(None, description="a whole number")
     presence_penalty: Penalty | None = Field(None, description="a number from -2 to 2")
     frequency_penalty: Penalty | None = Field(None, description="a number from -2 to 2")

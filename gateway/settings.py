@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from mesh.channel import endpoints_of
 from mesh.settings import MeshSettings, SettingsError, nearest
 
 DEFAULT_CONFIG = Path("config/gateway.yaml")
@@ -31,16 +32,9 @@ SERVICE_URL_VARIABLES = {
 
 def _target(text: str) -> str:
     """Endpoints as gRPC takes them, blanks removed; refuses what is meant for an HTTP client."""
-    endpoints = [part.strip() for part in text.split(",")]
-    for endpoint in endpoints:
-        if endpoint.startswith(("http://", "https://", "grpc://")):
-            raise ValueError(f"{endpoint} is not a gRPC target; write host:port, without the scheme")
-        name, separator, port = endpoint.removeprefix("dns:///").rpartition(":")
-        if not endpoint.startswith("unix:") and not (separator and name and port.isdigit()):
-            raise ValueError(
-                f"{endpoint!r} is not host:port, dns:///name:port or unix:path; separate several by commas"
-            )
-    return ",".join(endpoints)
+    if any(not part.strip() for part in text.split(",")):
+        raise ValueError(f"{text!r} holds an empty endpoint; write host:port, several separated by commas")
+    return ",".join(endpoints_of(text))
 
 
 Target = Annotated[str, AfterValidator(_target)]

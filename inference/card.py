@@ -74,15 +74,25 @@ class ModelCard:
         """
         config = _json(path / "config.json", name)
         _refuse_remote_code(config, name)
-        architecture = _architecture(config, name, kind)
-        sentence = _optional_json(path / "sentence_bert_config.json", name)
-        tokenizer = _optional_json(path / "tokenizer_config.json", name)
-        transformers_config = _optional_json(path / "config_sentence_transformers.json", name)
         if not (path / "tokenizer.json").is_file():
             raise ModelUnusable(
                 f"{name} has no tokenizer.json. Save its tokenizer with AutoTokenizer.save_pretrained, and add it.",
                 reason="MODEL_TOKENIZER_MISSING",
             )
+        try:
+            return cls._of(path, name, kind, config)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ModelUnusable(
+                f"{name}: a value in its configuration has the wrong type. Fetch the model again.",
+                reason="MODEL_DAMAGED",
+            ) from error
+
+    @classmethod
+    def _of(cls, path: Path, name: str, kind: ModelKind, config: Mapping[str, Any]) -> ModelCard:
+        architecture = _architecture(config, name, kind)
+        sentence = _optional_json(path / "sentence_bert_config.json", name)
+        tokenizer = _optional_json(path / "tokenizer_config.json", name)
+        transformers_config = _optional_json(path / "config_sentence_transformers.json", name)
         return cls(
             kind=kind,
             model_type=str(config.get("model_type", "")),

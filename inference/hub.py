@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
@@ -32,7 +33,19 @@ def cached_snapshot(name: str, revision: str) -> Path | None:
     reference = repository / "refs" / revision
     commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
     snapshot = repository / "snapshots" / commit
-    return snapshot if (snapshot / "config.json").is_file() else None
+    return snapshot if _is_whole(snapshot) else None
+
+
+def _is_whole(snapshot: Path) -> bool:
+    """Whether a download was not cut off: the client adds files one by one, in any order."""
+    index = snapshot / "model.safetensors.index.json"
+    weights = {"model.safetensors"}
+    if index.is_file():
+        try:
+            weights = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return False
+    return all((snapshot / name).is_file() for name in ("config.json", "tokenizer.json", *weights))
 
 
 def fetch_snapshot(name: str, revision: str, *, setting: str) -> Path:

@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mesh.settings import SettingsError
+from mesh.telemetry import fields, get_logger
+
+log = get_logger(__name__)
 
 Target = str | Sequence[str]
 """One endpoint ("host:port"), several ("a:1,b:2" or a sequence), or a resolver's name ("dns:///name:port")."""
@@ -43,8 +46,9 @@ SERVER_OPTIONS: tuple[Option, ...] = (
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
     # Connections end after a while, so that clients look names up again and spread over new endpoints.
+    # No max_connection_age_grace: it would cut every longer stream, and health watches with them. What is under way
+    # stays on the old connection until it is done.
     ("grpc.max_connection_age_ms", 300_000),
-    ("grpc.max_connection_age_grace_ms", 120_000),
     ("grpc.max_metadata_size", 16 * 1024),
     # Two processes on one port would share its calls by chance; the second must fail to start.
     ("grpc.so_reuseport", 0),
@@ -79,9 +83,9 @@ def _refuse_malformed(endpoint: str) -> None:
         return
     if "://" in endpoint:
         raise SettingsError(f"{endpoint} is a URL; a hop takes host:port or dns:///name:port, without http://.")
-    _, _, port = endpoint.rpartition(":")
-    if not port.isdigit() or not 0 < int(port) < 65536:
-        raise SettingsError(f"{endpoint} names no port; write host:port, for example 127.0.0.1:50051.")
+    host, _, port = endpoint.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise SettingsError(f"{endpoint} names no host or no port: write host:port, for example 127.0.0.1:50051.")
 
 
 def core_target(endpoint: str) -> str:
@@ -94,23 +98,21 @@ def joined_target(endpoints: Sequence[str]) -> str:
 
     A name that moves belongs alone into its hop (``dns:///name:port``): then the core looks it up again by itself.
 
-    Raises:
-        SettingsError: a name in a list is not known.
+    A name in a list that is not known now is left out until the next start, so that a missing replica stops nobody.
     """
     if len(endpoints) == 1:
         return core_target(endpoints[0])
-    return "ipv4:" + ",".join(_address(endpoint) for endpoint in endpoints)
+    addresses = [address for endpoint in endpoints if (address := _address(endpoint))]
+    return "ipv4:" + ",".join(addresses) if addresses else core_target(endpoints[0])
 
 
-def _address(endpoint: str) -> str:
+def _address(endpoint: str) -> str | None:
     host, _, port = endpoint.removeprefix("ipv4:").rpartition(":")
     try:
         found = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)
-    except OSError as error:
-        raise SettingsError(
-            f"{host} cannot be looked up. In a list of endpoints each must be known at start; give a single name as "
-            f"dns:///{host}:{port} and it is looked up again until it is known."
-        ) from error
+    except OSError:
+        log.warning("an endpoint of a list cannot be looked up and gets no calls", extra=fields(endpoint=endpoint))
+        return None
     return f"{found[0][4][0]}:{port}"
 
 

@@ -14,6 +14,7 @@ PRIORITY_KEY = "x-mesh-priority"
 TENANT_KEY = "x-mesh-tenant"
 TRACEPARENT_KEY = "traceparent"
 
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -27,6 +28,11 @@ class Priority(Enum):
 def new_request_id() -> str:
     """A fresh id: 32 lower-case hex digits."""
     return secrets.token_hex(16)
+
+
+def acceptable_traceparent(candidate: str | None) -> str:
+    """The candidate where it is a W3C ``traceparent``, else empty: a bad one is ignored, as the standard says."""
+    return candidate if candidate and _TRACEPARENT.fullmatch(candidate) else ""
 
 
 def acceptable_request_id(candidate: str | None) -> str | None:
@@ -62,7 +68,7 @@ class CallContext:
             request_id=acceptable_request_id(values.get(REQUEST_ID_KEY)) or new_request_id(),
             priority=Priority.BULK if priority == Priority.BULK.value else Priority.INTERACTIVE,
             tenant=values.get(TENANT_KEY, "")[:128],
-            traceparent=values.get(TRACEPARENT_KEY, "")[:128],
+            traceparent=acceptable_traceparent(values.get(TRACEPARENT_KEY)),
         )
 
 

@@ -19,11 +19,13 @@ class Deadline:
 
     at: float
     clock: Clock = monotonic
+    imposed: bool = False
+    """Whether the mesh set it, because the caller named none: a peer that lets it pass has failed, no caller hurried."""
 
     @classmethod
-    def after(cls, seconds: float, clock: Clock = monotonic) -> Deadline:
+    def after(cls, seconds: float, clock: Clock = monotonic, *, imposed: bool = False) -> Deadline:
         """The deadline ``seconds`` from now."""
-        return cls(at=clock() + seconds, clock=clock)
+        return cls(at=clock() + seconds, clock=clock, imposed=imposed)
 
     def remaining(self) -> float:
         """Seconds left; never below 0."""

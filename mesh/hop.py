@@ -17,6 +17,7 @@ which an interceptor does not see.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -58,9 +59,9 @@ class HopSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    default_deadline_seconds: float = Field(30.0, gt=0, le=3600, description="Deadline of a call that names none.")
+    default_deadline_seconds: float = Field(30.0, gt=0, le=86_400, description="Deadline of a call that names none.")
     attempt_timeout_seconds: float = Field(
-        60.0, gt=0, le=3600, description="Longest that one call may take, even where the caller would wait longer."
+        60.0, gt=0, le=86_400, description="Longest that one call may take, even where the caller would wait longer."
     )
     failure_threshold: int = Field(5, ge=1, description="Consecutive failures that open the circuit breaker.")
     breaker_timeout_seconds: float = Field(60.0, gt=0, description="Longest time that the breaker stays open.")
@@ -97,7 +98,8 @@ class _Latencies:
     calls: int = 0
 
     def quantile(self, share: float) -> float | None:
-        ordered = sorted(self.samples)
+        # Copied at once: other threads append.
+        ordered = sorted(self.samples.copy())
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
 
 
@@ -161,6 +163,7 @@ class Hop:
         self._idempotent = tuple(idempotent_methods)
         self._latencies = _Latencies()
         self._channel: Any = None
+        self._starting = threading.Lock()
         self._meters: dict[str, _Meter] = {}
         BREAKER_STATE.labels(name).set(0)
         # Read when they are scraped, instead of set by every call.
@@ -169,15 +172,16 @@ class Hop:
 
     def start(self) -> None:
         """Open the channel and begin to probe. A peer that is down does not matter: both come back by themselves."""
-        if self._channel is not None:
-            return
-        options = (
-            *CLIENT_OPTIONS,
-            *message_size_options(self.settings.max_message_bytes),
-            ("grpc.service_config", service_config(self.service, self._idempotent)),
-        )
-        self._channel = self.transport.open(joined_target(self._endpoints), options)
-        self._probe.start()
+        with self._starting:
+            if self._channel is not None:
+                return
+            options = (
+                *CLIENT_OPTIONS,
+                *message_size_options(self.settings.max_message_bytes),
+                ("grpc.service_config", service_config(self.service, self._idempotent)),
+            )
+            self._channel = self.transport.open(joined_target(self._endpoints), options)
+            self._probe.start()
 
     @property
     def channel(self) -> Any:
@@ -192,14 +196,22 @@ class Hop:
             await self.transport.close(self._channel)
             self._channel = None
 
-    async def call(self, method: Any, request: Any, *, deadline: Deadline | None = None) -> Any:
+    async def call(self, method: Any, request: Any, *, deadline: Deadline | None = None, evidence: bool = True) -> Any:
         """One request, one reply.
+
+        Args:
+            method: of a stub on this hop's channel.
+            request: its message.
+            deadline: the caller's; left out, the settings' default.
+            evidence: whether the outcome says something about the peer's work. Info needs no engine, so its success
+                must neither close a breaker nor make the hop look quick.
 
         Raises:
             MeshError: any; see the table in mesh.errors. Nothing else but cancellation.
         """
-        deadline = deadline or Deadline.after(self.settings.default_deadline_seconds)
-        with self._observe(method), self.limiter.slot(), self.breaker.guard():
+        deadline = deadline or self._default_deadline()
+        admitted = self.breaker.guard() if evidence else self.breaker.pass_by()
+        with self._observe(method, sampled=evidence), self.limiter.slot(), admitted:
             deadline.require()
             timeout = min(deadline.remaining(), self.settings.attempt_timeout_seconds)
             with self._translate(deadline):
@@ -210,7 +222,7 @@ class Hop:
 
         A stream ends at the deadline alone: its attempt has no other limit, since a long answer is not a slow one.
         """
-        deadline = deadline or Deadline.after(self.settings.default_deadline_seconds)
+        deadline = deadline or self._default_deadline()
         with self._observe(method), self.limiter.slot(), self.breaker.guard() as permit:
             deadline.require()
             answered = False
@@ -236,8 +248,11 @@ class Hop:
             p99_seconds=self._latencies.quantile(0.99),
         )
 
+    def _default_deadline(self) -> Deadline:
+        return Deadline.after(self.settings.default_deadline_seconds, imposed=True)
+
     @contextmanager
-    def _observe(self, method: Any) -> Iterator[None]:
+    def _observe(self, method: Any, *, sampled: bool = True) -> Iterator[None]:
         meter = self._meter(_method_name(method))
         started = time.monotonic()
         outcome = "cancelled"
@@ -250,7 +265,7 @@ class Hop:
         finally:
             seconds = time.monotonic() - started
             self._latencies.calls += 1
-            if outcome == "ok":
+            if sampled and outcome == "ok":
                 self._latencies.samples.append(seconds)
             meter.record(outcome, seconds)
 
@@ -265,7 +280,7 @@ class Hop:
             yield
         except grpc.RpcError as error:
             # gRPC's clock and ours differ by a little, and a timeout fires a moment before the deadline itself.
-            up = deadline.remaining() < 0.05
+            up = deadline.remaining() < 0.05 and not deadline.imposed
             raise from_rpc_error(error, hop=self.name, caller_time_is_up=up) from error
 
     def _breaker_moved(self, before: BreakerState, after: BreakerState, reason: str) -> None:

@@ -77,6 +77,12 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
+def _on_one_line(value: Any) -> str:
+    """A value as text that cannot pretend to be another log line: a client's path may hold any character."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)
+
+
 class _TextFormatter(logging.Formatter):
     """One readable line: time, level, message, then the fields."""
 
@@ -90,7 +96,7 @@ class _TextFormatter(logging.Formatter):
         call = current_call.get()
         if call is not None:
             values.setdefault("request_id", call.request_id)
-        tail = "".join(f" {key}={value}" for key, value in values.items())
+        tail = "".join(f" {key}={_on_one_line(value)}" for key, value in values.items())
         stamp = time.strftime("%H:%M:%S", time.localtime(record.created)) + f".{int(record.msecs):03d}"
         line = f"{stamp} {record.levelname:<7} {self._process}: {record.getMessage()}{tail}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line

@@ -92,7 +92,7 @@ class GpuRoutes:
 
 
 def _interval_ms(text: str) -> int:
-    if text.isascii() and text.isdigit() and _MIN_INTERVAL_MS <= int(text[:10]) <= _MAX_INTERVAL_MS:
+    if text.isascii() and text.isdigit() and len(text) < 9 and _MIN_INTERVAL_MS <= int(text) <= _MAX_INTERVAL_MS:
         return int(text)
     raise InvalidRequest(
         f"interval_ms must be a whole number from {_MIN_INTERVAL_MS} to {_MAX_INTERVAL_MS}.", param="interval_ms"

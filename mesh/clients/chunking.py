@@ -191,12 +191,17 @@ class AsyncChunkingServiceClient(AsyncClient):
             size_bytes=options.size_bytes,
         )
         frames = _frames(pb.ChunkRequest(header=header), lambda data: pb.ChunkRequest(data=data), document)
+        finish: ChunkFinish | None = None
+        # Read to the end also after the finish: a stream that is left early counts as cancelled, not as answered.
         async for reply in relay(self.hop.stream(self._stub.Chunk, frames, deadline=deadline)):
             event = _event_from_wire(reply)
-            yield event
             if isinstance(event, ChunkFinish):
-                return
-        raise _broken(self.hop_name)
+                finish = event
+            else:
+                yield event
+        if finish is None:
+            raise _broken(self.hop_name)
+        yield finish
 
     async def convert(
         self,
@@ -209,15 +214,18 @@ class AsyncChunkingServiceClient(AsyncClient):
         header = header or DocumentHeader()
         first = pb.ConvertHeader(filename=header.filename, media_type=header.media_type, size_bytes=header.size_bytes)
         frames = _frames(pb.ConvertRequest(header=first), lambda data: pb.ConvertRequest(data=data), document)
+        finished = False
         async for reply in relay(self.hop.stream(self._stub.Convert, frames, deadline=deadline)):
             if reply.WhichOneof("frame") == "finish":
-                return
-            yield reply.data
-        raise _broken(self.hop_name)
+                finished = True
+            else:
+                yield reply.data
+        if not finished:
+            raise _broken(self.hop_name)
 
     async def info(self, *, deadline: Deadline | None = None) -> ChunkingInfo:
         """What the worker offers. Raises MeshError."""
-        reply = await self.hop.call(self._stub.Info, pb.InfoRequest(), deadline=deadline)
+        reply = await self.hop.call(self._stub.Info, pb.InfoRequest(), deadline=deadline, evidence=False)
         limits = reply.limits
         return ChunkingInfo(
             chunkers=tuple(Chunker(each.name, tuple(each.aliases), each.description) for each in reply.chunkers),

@@ -216,7 +216,7 @@ class AsyncEmbeddingServiceClient(AsyncClient):
 
     async def info(self, *, deadline: Deadline | None = None) -> EmbeddingInfo:
         """What the worker serves. Raises MeshError."""
-        reply = await self.hop.call(self._stub.Info, pb.InfoRequest(), deadline=deadline)
+        reply = await self.hop.call(self._stub.Info, pb.InfoRequest(), deadline=deadline, evidence=False)
         return EmbeddingInfo(
             models=tuple(_model_from_wire(model) for model in reply.models),
             limits=EmbeddingLimits(

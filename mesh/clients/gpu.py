@@ -113,7 +113,7 @@ class AsyncGPUServiceClient(AsyncClient):
 
     async def info(self, *, deadline: Deadline | None = None) -> GpuInfo:
         """What reads the GPUs. Raises MeshError."""
-        reply = await self.hop.call(self._stub.Info, pb.InfoRequest(), deadline=deadline)
+        reply = await self.hop.call(self._stub.Info, pb.InfoRequest(), deadline=deadline, evidence=False)
         return GpuInfo(reply.version, reply.source, reply.nvml_version, reply.min_interval_ms, reply.max_interval_ms)
 
 

@@ -167,12 +167,17 @@ class AsyncLLMServiceClient(AsyncClient):
             MeshError: also Unavailable when the stream ends without its Finish: a broken answer is never taken for a
                 whole one.
         """
+        finish: Finish | None = None
+        # Read to the end also after the finish: a stream that is left early counts as cancelled, not as answered.
         async for reply in relay(self.hop.stream(self._stub.Generate, _to_wire(request), deadline=deadline)):
             event = _event_from_wire(reply)
-            yield event
             if isinstance(event, Finish):
-                return
-        raise Unavailable("The answer ended before it was whole.", reason="BROKEN_STREAM", hop=self.hop_name)
+                finish = event
+            else:
+                yield event
+        if finish is None:
+            raise Unavailable("The answer ended before it was whole.", reason="BROKEN_STREAM", hop=self.hop_name)
+        yield finish
 
     async def complete(self, request: Generation, *, deadline: Deadline | None = None) -> Completion:
         """The whole answer at once. Raises MeshError."""
@@ -197,7 +202,7 @@ class AsyncLLMServiceClient(AsyncClient):
 
     async def info(self, *, deadline: Deadline | None = None) -> LLMInfo:
         """What the worker serves. Raises MeshError."""
-        reply = await self.hop.call(self._stub.Info, pb.InfoRequest(), deadline=deadline)
+        reply = await self.hop.call(self._stub.Info, pb.InfoRequest(), deadline=deadline, evidence=False)
         limits = reply.limits
         return LLMInfo(
             models=tuple(

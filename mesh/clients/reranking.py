@@ -118,7 +118,7 @@ class AsyncRerankingServiceClient(AsyncClient):
 
     async def info(self, *, deadline: Deadline | None = None) -> RerankingInfo:
         """What the worker serves. Raises MeshError."""
-        reply = await self.hop.call(self._stub.Info, pb.InfoRequest(), deadline=deadline)
+        reply = await self.hop.call(self._stub.Info, pb.InfoRequest(), deadline=deadline, evidence=False)
         return RerankingInfo(
             models=tuple(_model_from_wire(model) for model in reply.models),
             limits=RerankingLimits(

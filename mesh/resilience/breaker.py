@@ -20,6 +20,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
@@ -132,6 +133,17 @@ class CircuitBreaker:
                 raise self._rejection()
             self._probing = self._state is BreakerState.HALF_OPEN
             return Permit(self, self._epoch, self._clock())
+
+    def pass_by(self) -> AbstractContextManager[None]:
+        """Let a call through that says nothing about the peer's work: it takes no probe's place and settles nothing.
+
+        Raises:
+            CircuitOpen: while the breaker is open.
+        """
+        with self._lock:
+            if self._state is BreakerState.OPEN and self._clock() < self._open_until:
+                raise self._rejection()
+        return nullcontext()
 
     def peer_is_serving(self) -> None:
         """Tell it that the peer's health says SERVING: an open breaker lets a probe through now."""

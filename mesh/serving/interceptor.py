@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -31,6 +31,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._services = services
         self._default_deadline_seconds = default_deadline_seconds
         self.last_finished: dict[str, float] = {}
+        self.in_flight = 0
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -57,8 +58,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _streaming(self, behavior: Any, service: str, method: str) -> Any:
         async def serve(request: Any, context: ServicerContext) -> AsyncIterator[Any]:
-            async with self._around(service, method, context):
-                async for reply in behavior(request, context):
+            # Closed at once when the caller leaves between two replies, not when the generator is collected.
+            async with self._around(service, method, context), aclosing(behavior(request, context)) as replies:
+                async for reply in replies:
                     yield reply
 
         return serve
@@ -71,6 +73,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         outcome = "ok"
         failure: MeshError | None = None
         RPC_IN_FLIGHT.labels(service).inc()
+        self.in_flight += 1
         try:
             async with asyncio.timeout(
                 None if context.time_remaining() is not None else self._default_deadline_seconds
@@ -92,7 +95,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         finally:
             seconds = time.monotonic() - started
             outcome = failure.code if failure else outcome
-            self.last_finished[service] = time.monotonic()
+            self.in_flight -= 1
+            if outcome == "ok" and method != "Info":
+                # Only an answered request proves the engine; Info, refusals and failures need none.
+                self.last_finished[service] = time.monotonic()
             RPC_IN_FLIGHT.labels(service).dec()
             RPC_CALLS.labels(service, method, outcome).inc()
             RPC_LATENCY.labels(service, method).observe(seconds)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from mesh.errors import Internal, MeshError, Overloaded, Unavailable
+from mesh.errors import GpuOutOfMemory, Internal, MeshError, Overloaded, Unavailable
 from mesh.serving.capability import Capability
 from mesh.serving.health import Readiness
 from mesh.telemetry import fields, get_logger
@@ -70,6 +70,8 @@ class Watchdog:
         except TimeoutError:
             await self._end(f"An idle engine did not answer its canary within {self._limit:.0f} s.")
             return
+        except GpuOutOfMemory as error:
+            failure = error  # a canary is as small as a request can be
         except Overloaded:
             pass  # busy is not broken: traffic arrived, and traffic proves the engine
         except MeshError as error:

@@ -93,12 +93,25 @@ class Worker:
         """NOT_SERVING, time for clients to see it, then no new calls; admitted ones finish within the grace."""
         await self._readiness.drain()
         await asyncio.sleep(self._settings.drain_notice_seconds)
-        await self._server.stop(self._settings.drain_grace_seconds)
+        await self._finish_admitted()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for capability in self._capabilities:
             await capability.stop()
+
+    async def _finish_admitted(self) -> None:
+        """Refuse new calls and end when the admitted ones are done, or the grace is over.
+
+        Open health watches are calls to gRPC too and never end by themselves: once our own are done, the grace is cut
+        short (a later, shorter one wins).
+        """
+        stopping = asyncio.ensure_future(self._server.stop(self._settings.drain_grace_seconds))
+        while not stopping.done():
+            await asyncio.wait([stopping], timeout=0.05)
+            if self._interceptor.in_flight == 0:
+                await self._server.stop(0)
+        await stopping
 
     async def _bring_up(self, capability: Capability) -> None:
         try:

@@ -38,6 +38,8 @@ class Preparation:
     label: str
     arguments: tuple[str, ...]
     sources: tuple[str, ...]
+    product: Path | None = None
+    """What must be there for it to count as done."""
 
 
 def preparations(layout: Layout, environ: Mapping[str, str]) -> tuple[Preparation, ...]:
@@ -70,6 +72,7 @@ def preparations(layout: Layout, environ: Mapping[str, str]) -> tuple[Preparatio
                 "demo language model: learning its page by heart",
                 ("ops/demo_llm/train.py", "--output", output),
                 ("ops/demo_llm/*",),
+                product=layout.models / "demo-llm" / "config.json",
             )
         )
     return tuple(prepared)
@@ -110,6 +113,8 @@ def _prepare(preparation: Preparation, layout: Layout, console: Console, environ
 
 
 def _is_done(preparation: Preparation, layout: Layout) -> bool:
+    if preparation.product is not None and not preparation.product.exists():
+        return False
     path = _stamp_path(preparation, layout)
     return path.exists() and path.read_text().strip() == _stamp(preparation, layout)
 

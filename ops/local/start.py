@@ -80,6 +80,7 @@ def _run(
 
 def _report_started(readiness: Readiness, record: Record, topology: Topology, layout: Layout, console: Console) -> int:
     if not readiness.usable:
+        ignore_interrupts()  # a Ctrl-C must not cut this off
         states = [f"  {name}: {state}" for name, state in describe(readiness).items()]
         bring_down(layout, record)
         raise OperatorError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
@@ -51,6 +52,8 @@ class MeshState:
 def fetch(gateway_url: str, *, timeout: float) -> MeshState:
     """Ask a gateway for its hops. Never raises: a gateway that does not answer is a state too."""
     began = time.monotonic()
+    if "://" not in gateway_url:
+        gateway_url = f"http://{gateway_url}"
     try:
         content = _get_json(f"{gateway_url.rstrip('/')}/status", timeout)
         hops = tuple(hop_state(hop) for hop in content["hops"])
@@ -59,7 +62,7 @@ def fetch(gateway_url: str, *, timeout: float) -> MeshState:
     except OSError as error:
         reason = getattr(error, "reason", error)
         return MeshState(ready=False, error=f"{gateway_url} does not answer: {reason}")
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError, http.client.HTTPException):
         return MeshState(ready=False, error=f"{gateway_url} answers, but not as a gateway of this mesh does")
     return MeshState(ready=True, hops=hops, latency_ms=(time.monotonic() - began) * 1000)
 

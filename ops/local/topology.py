@@ -45,7 +45,7 @@ def with_absolute_models(environ: Mapping[str, str], called_from: Path) -> dict[
 
     The processes run in the checkout's folder. A value that is no folder from there stays as it is: a name on the hub.
     """
-    models = {name: environ[name] for name in MODEL_VARIABLES if environ.get(name, "demo") != "demo"}
+    models = {name: environ[name] for name in MODEL_VARIABLES if environ.get(name, "") not in {"", "demo"}}
     found = {name: str(called_from / value) for name, value in models.items() if (called_from / value).is_dir()}
     return {**environ, **found}
 

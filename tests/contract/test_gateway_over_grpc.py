@@ -29,6 +29,7 @@ class CountingChunker(ChunkingServiceServicer):
 
     def __init__(self, limit: int = 1 << 30) -> None:
         self.limit = limit
+        self.began = asyncio.Event()
         self.cancelled = asyncio.Event()
 
     async def Chunk(
@@ -38,16 +39,19 @@ class CountingChunker(ChunkingServiceServicer):
     ) -> AsyncIterator[pb.ChunkResponse]:
         """One chunk."""
         size = 0
+        whole = False
         try:
             async for frame in request_iterator:
+                self.began.set()
                 size += len(frame.data)
                 if size > self.limit:
                     raise PayloadTooLarge("The document is too large.")
-        except asyncio.CancelledError:
-            self.cancelled.set()
-            raise
-        yield pb.ChunkResponse(chunk=pb.Chunk(index=0, text=str(size)))
-        yield pb.ChunkResponse(finish=pb.ChunkFinish(document=pb.Document(size_bytes=size)))
+            yield pb.ChunkResponse(chunk=pb.Chunk(index=0, text=str(size)))
+            yield pb.ChunkResponse(finish=pb.ChunkFinish(document=pb.Document(size_bytes=size)))
+            whole = True
+        finally:
+            if not whole:
+                self.cancelled.set()
 
     def capability(self) -> Capability:
         """As a worker's capability that is ready at once."""
@@ -67,7 +71,10 @@ async def gateway_to(*capabilities: Capability) -> AsyncIterator[httpx.AsyncClie
     """A client of a gateway whose services all lead to one worker with these capabilities."""
     async with serve(capabilities) as worker:
         url = {"url": worker.target}
-        settings = GatewaySettings.model_validate({"services": {"embedding": url, "gpu": url}})
+        # The others lead nowhere, whatever runs on this machine's default ports.
+        nowhere = {"url": "127.0.0.1:1"}
+        services = {"embedding": url, "gpu": url, "reranking": nowhere, "llm": nowhere}
+        settings = GatewaySettings.model_validate({"services": services})
         app = create_app(settings)
         transport = httpx.ASGITransport(app=app)
         async with (
@@ -167,9 +174,9 @@ async def test_a_client_that_leaves_while_uploading_frees_the_worker() -> None:
             request = RawRequest("POST", "/v1/chunk", UPLOAD)
             task = request.start(app)
             request.say(HEAD + b"x" * 1_000_000, more=True)
-            await asyncio.sleep(0)
-            request.leave()
             async with asyncio.timeout(5):
+                await chunker.began.wait()
+                request.leave()
                 await task
                 await chunker.cancelled.wait()
     assert request.sent == []

@@ -94,6 +94,33 @@ async def test_an_attempt_that_takes_too_long_is_the_peers_failure() -> None:
             assert client.hop.breaker.snapshot().state is not BreakerState.CLOSED
 
 
+async def test_a_hung_peer_fails_the_hops_own_deadline_not_the_callers() -> None:
+    """A caller that names no deadline is in no hurry: who lets the default pass has failed."""
+    servicer = ScriptedEmbedding([HANG] * 10)
+    settings = HopSettings(default_deadline_seconds=0.1, failure_threshold=2)
+    async with serve([servicer.capability()]) as running:
+        async with AsyncEmbeddingServiceClient(running.target, hop=settings) as client:
+            for _ in range(2):
+                with pytest.raises(AttemptTimedOut):
+                    await client.embed(["a"])
+            assert client.hop.breaker.snapshot().state is not BreakerState.CLOSED
+
+
+async def test_info_proves_nothing_about_the_engine() -> None:
+    """A peer whose work fails while its Info answers is still found failing, and Info takes no probe's place."""
+    servicer = ScriptedEmbedding([Internal("broken")] * 10)
+    breaker = CircuitBreaker(failure_threshold=3, timeout=60, first_open_seconds=60)
+    async with serve([servicer.capability()]) as running:
+        async with AsyncEmbeddingServiceClient(running.target, circuit_breaker=breaker) as client:
+            await until(lambda: client.hop.status().serving)
+            for _ in range(3):
+                await client.info()
+                with pytest.raises(Internal):
+                    await client.embed(["a"])
+            assert breaker.snapshot().times_opened == 1
+            assert client.hop.status().p50_seconds is None
+
+
 async def test_no_work_starts_after_the_deadline() -> None:
     """A request whose time is up never leaves."""
     servicer = ScriptedEmbedding()

@@ -129,6 +129,35 @@ async def test_a_drained_worker_finishes_what_it_admitted() -> None:
             await ending
 
 
+async def test_an_idle_worker_ends_at_once_however_many_watch_its_health() -> None:
+    """A health watch is no work under way: the grace is for calls."""
+    async with serve([ScriptedEmbedding().capability()], drain_grace_seconds=30.0) as running:
+        async with AsyncEmbeddingServiceClient(running.target) as client:
+            async with asyncio.timeout(5):
+                while not client.hop.status().serving:
+                    await asyncio.sleep(0.01)
+            async with asyncio.timeout(2):
+                await running.worker.stop()
+
+
+async def test_a_failed_canary_is_tried_again_while_clients_ask_for_info() -> None:
+    """Questions that need no engine are no traffic: the capability comes back by its next canary."""
+    tries = 0
+
+    async def canary() -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise Unavailable("once")
+
+    capability = replace(ScriptedEmbedding().capability(), canary=canary)
+    async with serve([capability], canary_interval_seconds=0.5) as running:
+        async with AsyncEmbeddingServiceClient(running.target) as client:
+            async with asyncio.timeout(10):
+                while tries < 2 or not client.hop.status().serving:
+                    await asyncio.sleep(0.02)
+
+
 async def test_a_port_that_is_taken_is_said_so() -> None:
     """The second process on a port fails to start instead of sharing its calls by chance."""
     async with serve([ScriptedEmbedding().capability()]) as running:

@@ -86,6 +86,11 @@ def damaged_config(path: Path) -> None:
     (path / "config.json").write_text("{", encoding="utf-8")
 
 
+def mistyped_config(path: Path) -> None:
+    """A configuration whose values are of the wrong type."""
+    change(path, pad_token_id="x", matryoshka_dimensions=5)
+
+
 def with_dense_module(path: Path) -> None:
     """A sentence-transformers pipeline with a layer that is not computed here."""
     modules = [{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]
@@ -110,6 +115,7 @@ def change(path: Path, **config: object) -> None:
         (generative, "MODEL_WRONG_KIND"),
         (without_tokenizer, "MODEL_TOKENIZER_MISSING"),
         (damaged_config, "MODEL_DAMAGED"),
+        (mistyped_config, "MODEL_DAMAGED"),
         (with_dense_module, "MODEL_UNSUPPORTED"),
     ],
 )
@@ -186,6 +192,15 @@ def test_the_hubs_cache_is_read_without_a_network(tmp_path: Path) -> None:
     for revision in ("", "abc"):
         found = resolve(request("owner/name", revision=revision))
         assert (found.source, found.revision, found.name) == (ModelSource.HUB_CACHE, "abc", "owner/name")
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_download_that_was_cut_off_counts_as_none(tmp_path: Path, missing: str) -> None:
+    """What is half in the cache is fetched again, instead of being refused for ever."""
+    snapshot = write_model(tmp_path / "hub" / "models--owner--name" / "snapshots" / "abc")
+    assert hub.cached_snapshot("owner/name", "abc") == snapshot
+    (snapshot / missing).unlink()
+    assert hub.cached_snapshot("owner/name", "abc") is None
 
 
 def test_without_cache_and_network_the_model_is_not_found() -> None:

@@ -268,6 +268,19 @@ def test_the_first_frame_of_a_stream_settles_a_probe_and_a_later_failure_still_c
     assert breaker.snapshot().state is BreakerState.OPEN
 
 
+def test_a_call_that_proves_nothing_passes_by_without_taking_the_probes_place() -> None:
+    """It is refused while the breaker is open, and settles nothing when it is not."""
+    clock = FakeClock()
+    breaker = opened(clock, timeout=1)
+    with pytest.raises(CircuitOpen):
+        breaker.pass_by()
+    clock.advance(1)
+    with breaker.pass_by():
+        pass
+    succeed(breaker)
+    assert breaker.snapshot().state is BreakerState.CLOSED
+
+
 def test_transitions_are_told_with_their_reason() -> None:
     """Whoever listens hears each change once."""
     clock = FakeClock()

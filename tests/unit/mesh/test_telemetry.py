@@ -38,3 +38,10 @@ def test_a_text_line_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("worker")
     get_logger("x").warning("breaker moved", extra=fields(hop="embedding", after="open"))
     assert capsys.readouterr().err.rstrip().endswith("WARNING worker: breaker moved hop=embedding after=open")
+
+
+def test_a_value_cannot_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """A client's path may hold a line break; the log shows it as one."""
+    configure_logging("gateway")
+    get_logger("x").info("request", extra=fields(path="/x\n12:00:00.000 ERROR forged"))
+    assert len(capsys.readouterr().err.splitlines()) == 1

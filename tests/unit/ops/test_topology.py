@@ -87,4 +87,5 @@ def test_a_models_relative_path_counts_from_where_the_user_stands(tmp_path: Path
     (tmp_path / "mine").mkdir()
     (tmp_path / "demo").mkdir()
     given = {"EMBEDDING_MODEL": "./mine", "RERANKING_MODEL": "owner/model", "LLM_MODEL": "demo", "HOME": "mine"}
+    assert with_absolute_models({"EMBEDDING_MODEL": ""}, tmp_path) == {"EMBEDDING_MODEL": ""}
     assert with_absolute_models(given, tmp_path) == {**given, "EMBEDDING_MODEL": str(tmp_path / "mine")}
