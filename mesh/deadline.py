@@ -20,7 +20,7 @@ class Deadline:
     at: float
     clock: Clock = monotonic
     imposed: bool = False
-    """Whether the mesh set it, because the caller named none: a peer that lets it pass has failed, no caller hurried."""
+    """Whether the mesh set it, because the caller named none: a peer that lets it pass has failed."""
 
     @classmethod
     def after(cls, seconds: float, clock: Clock = monotonic, *, imposed: bool = False) -> Deadline:
