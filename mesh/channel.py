@@ -79,11 +79,11 @@ def endpoints_of(target: Target) -> tuple[str, ...]:
 
 
 def _refuse_malformed(endpoint: str) -> None:
-    if endpoint.startswith(("dns:", "ipv4:", "ipv6:", "unix:")):
+    if endpoint.startswith(("ipv4:", "ipv6:", "unix:")):
         return
-    if "://" in endpoint:
+    if "://" in endpoint and not endpoint.startswith("dns:"):
         raise SettingsError(f"{endpoint} is a URL; a hop takes host:port or dns:///name:port, without http://.")
-    host, _, port = endpoint.rpartition(":")
+    host, _, port = endpoint.removeprefix("dns:///").rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise SettingsError(f"{endpoint} names no host or no port: write host:port, for example 127.0.0.1:50051.")
 

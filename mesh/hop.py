@@ -210,8 +210,9 @@ class Hop:
             MeshError: any; see the table in mesh.errors. Nothing else but cancellation.
         """
         deadline = deadline or self._default_deadline()
-        admitted = self.breaker.guard() if evidence else self.breaker.pass_by()
-        with self._observe(method, sampled=evidence), self.limiter.slot(), admitted:
+        # The breaker is asked inside the limiter: a probe's place taken and then refused would never be given back.
+        admit = self.breaker.guard if evidence else self.breaker.pass_by
+        with self._observe(method, sampled=evidence), self.limiter.slot(), admit():
             deadline.require()
             timeout = min(deadline.remaining(), self.settings.attempt_timeout_seconds)
             with self._translate(deadline):

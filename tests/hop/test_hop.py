@@ -121,6 +121,25 @@ async def test_info_proves_nothing_about_the_engine() -> None:
             assert client.hop.status().p50_seconds is None
 
 
+async def test_a_call_that_the_limiter_refuses_takes_no_probes_place() -> None:
+    """A full hop whose breaker is half-open probes as soon as it has room."""
+    servicer = ScriptedEmbedding()
+    breaker = CircuitBreaker(failure_threshold=1, timeout=60, first_open_seconds=60)
+    async with serve([servicer.capability()]) as running:
+        async with AsyncEmbeddingServiceClient(running.target, circuit_breaker=breaker) as client:
+            await until(lambda: client.hop.status().serving)
+            with pytest.raises(Unavailable), breaker.guard():
+                raise Unavailable("down")
+            breaker.peer_is_serving()
+            slots = [client.hop.limiter.slot() for _ in range(client.hop.limiter.limit)]
+            with pytest.raises(Overloaded):
+                await client.embed(["a"])
+            for slot in slots:
+                slot.__exit__(None, None, None)
+            assert (await client.embed(["a"])).rows == 1
+            assert breaker.snapshot().state is BreakerState.CLOSED
+
+
 async def test_no_work_starts_after_the_deadline() -> None:
     """A request whose time is up never leaves."""
     servicer = ScriptedEmbedding()

@@ -18,7 +18,7 @@ def test_endpoints_come_from_a_list_a_string_or_a_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "hint"), [("http://a:1", "without http"), ("a", "no port"), ("a:99999", "no port"),
+    ("bad", "hint"), [("http://a:1", "without http"), ("a", "no port"), ("dns:///a", "no port"), ("a:99999", "no port"),
                       ("", "at least one")],
 )  # fmt: skip
 def test_a_malformed_endpoint_is_refused_with_the_right_form(bad: str, hint: str) -> None:
