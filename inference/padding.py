@@ -29,11 +29,6 @@ class PaddedBatch:
     type_ids: Int64Array | None
     lengths: Int64Array
 
-    @property
-    def padded_tokens(self) -> int:
-        """Cells of the rectangle, padding included: what the engine computes."""
-        return int(self.ids.size)
-
 
 def pad(inputs: Sequence[TokenizedInput], *, pad_token_id: int = 0) -> PaddedBatch:
     """Lay ``inputs`` (at least one) into one rectangle."""

@@ -53,11 +53,6 @@ def verified_hash(path: Path, *, name: str) -> str:
     return digest.hexdigest()
 
 
-def tensor_names(path: Path, *, name: str) -> frozenset[str]:
-    """The names of all tensors in the model's weights."""
-    return frozenset(key for file in weight_files(path, name=name) for key in _header(file, name))
-
-
 def _shards(path: Path, name: str) -> tuple[Path, ...]:
     try:
         mapping = json.loads((path / _INDEX).read_text(encoding="utf-8"))["weight_map"]
