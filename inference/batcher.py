@@ -282,6 +282,7 @@ class Batcher(Generic[W, R]):
         out_of_memory = isinstance(error, DeviceOutOfMemory)
         with self._changed:
             self._last_progress = self._clock()
+        self._metrics.failed("oom" if out_of_memory else "error")
         if len(batch) == 1:
             self._fail(batch[0].ticket, error)
             return

@@ -25,6 +25,7 @@ _INFERENCE_SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
 )
 _REFUSED = Counter("mesh_batch_refused_total", "Requests refused at admission or dropped.", ["capability", "why"])
+_FAILURES = Counter("mesh_batch_failures_total", "Batches that the engine failed.", ["capability", "why"])
 _SPLITS = Counter("mesh_batch_splits_total", "Batches split after a failure.", ["capability", "why"])
 
 
@@ -52,6 +53,10 @@ class BatchMetrics:
     def refused(self, why: str) -> None:
         """A request was not computed: ``full``, ``deadline``, ``cancelled`` or ``draining``."""
         _REFUSED.labels(self.capability, why).inc()
+
+    def failed(self, why: str) -> None:
+        """The engine failed a batch: ``oom`` or ``error``."""
+        _FAILURES.labels(self.capability, why).inc()
 
     def split(self, why: str) -> None:
         """A failing batch was split: ``oom`` or ``error``."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import struct
 import threading
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,52 @@ class FakeEngine:
         """See Engine."""
 
 
+class FaultyEngine(FakeEngine):
+    """A FakeEngine that does, batch by batch, what the first line of a file says.
+
+    ==================  ================================================================================
+    ``healthy``         compute; so does a file that is missing or empty
+    ``slow:SECONDS``    compute, and take so many seconds for each token of the batch, padding included
+    ``fail``            raise, as every call into a poisoned CUDA context does
+    ``fail:WORD``       raise where the batch holds this word of WORDS, otherwise compute
+    ``out-of-memory``   raise DeviceOutOfMemory
+    ``hang``            never return from this batch, whatever the file says later
+    ==================  ================================================================================
+
+    Whoever changes the file should write another one and rename it, so that no batch meets half a line.
+    """
+
+    def __init__(self, head: Head, fault_file: Path) -> None:
+        super().__init__(head)
+        self._fault_file = fault_file
+
+    def run(self, batch: PaddedBatch) -> FloatArray:
+        """See Engine."""
+        fault, _, argument = self._fault().partition(":")
+        if fault == "hang":
+            threading.Event().wait()
+        elif fault == "slow":
+            time.sleep(float(argument) * batch.ids.size)
+        elif fault == "out-of-memory":
+            raise DeviceOutOfMemory
+        elif fault == "fail" and (not argument or (batch.ids == token_id(argument)).any()):
+            raise RuntimeError("an illegal memory access was encountered")
+        elif fault not in ("healthy", "fail"):
+            raise ValueError(f"{self._fault_file} says {fault!r}, which is no fault")
+        return super().run(batch)
+
+    def _fault(self) -> str:
+        try:
+            return self._fault_file.read_text(encoding="utf-8").strip() or "healthy"
+        except FileNotFoundError:
+            return "healthy"
+
+
+def token_id(word: str) -> int:
+    """The id of one of WORDS in the tokenizer of ``write_tokenizer``."""
+    return len(SPECIALS) + WORDS.index(word)
+
+
 def write_tokenizer(path: Path) -> None:
     """A ``tokenizer.json`` that knows WORDS and frames texts as BERT does."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -120,6 +167,13 @@ def write_model(path: Path, *, architecture: str = "BertModel", **config: object
     }
     (path / "config.json").write_text(json.dumps(stated), encoding="utf-8")
     return path
+
+
+def faulty_loaded_model(path: Path, fault_file: Path, *, head: Head = Head.MEAN) -> LoadedModel:
+    """A loaded model over a FaultyEngine of unknown speed that reads up to 512 tokens, made in ``path``."""
+    loaded = fake_loaded_model(path, head=head, max_position_embeddings=512)
+    verdict = replace(loaded.verdict, engine="faulty", tokens_per_second=0.0, batch_tokens=1024)
+    return replace(loaded, engine=FaultyEngine(head, fault_file), verdict=verdict)
 
 
 def fake_loaded_model(path: Path, *, head: Head = Head.MEAN, name: str = "owner/fake", **card: object) -> LoadedModel:
