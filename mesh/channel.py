@@ -1,4 +1,7 @@
-"""Channel and server options, and the service config: everything that is told to gRPC's core, in one place.
+"""Channel and server options, and the places that a target names: everything that is told to gRPC's core.
+
+The core connects, reconnects, and finds frozen peers. Choosing an endpoint and trying another one are the hop's own
+(`mesh.balancing`): the core's outlier detection counts a client's cancel or bad request as the peer's failure.
 
 The numbers belong together. A client that pings faster than the server allows is sent away ("Too many pings"), and
 keepalive without ``ping_timeout`` finds a frozen peer only after a minute.
@@ -6,31 +9,29 @@ keepalive without ``ping_timeout`` finds a frozen peer only after a minute.
 
 from __future__ import annotations
 
-import json
-import socket
-from collections.abc import Mapping, Sequence
-from typing import Any
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from mesh.settings import SettingsError
-from mesh.telemetry import fields, get_logger
-
-log = get_logger(__name__)
 
 Target = str | Sequence[str]
-"""One endpoint ("host:port"), several ("a:1,b:2" or a sequence), or a resolver's name ("dns:///name:port")."""
+"""One endpoint ("host:port"), several ("a:1,b:2" or a sequence), or a name with several addresses ("dns:///name:port")."""
 
 Option = tuple[str, int | str]
 
 CLIENT_OPTIONS: tuple[Option, ...] = (
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
+    # A frozen peer is found after both together: 7 s.
+    ("grpc.keepalive_time_ms", 4_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 500),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    # A worker that serves again is used within a second: this, its jitter of a fifth, and the probe's next try.
+    ("grpc.max_reconnect_backoff_ms", 500),
+    # How long one attempt to connect may take: after a partition has healed, the next attempt is this near.
+    ("grpc.min_reconnect_backoff_ms", 1_000),
     # Each hop keeps its own connections; the core would share them between equal channels of one process.
     ("grpc.use_local_subchannel_pool", 1),
     # A proxy meant for the internet must not carry the hop.
@@ -38,9 +39,9 @@ CLIENT_OPTIONS: tuple[Option, ...] = (
 )
 
 SERVER_OPTIONS: tuple[Option, ...] = (
-    # Less than the clients' 10 s, so that their pings are always welcome. (The core's header calls this constant
+    # Less than the clients' 4 s, so that their pings are always welcome. (The core's header calls this constant
     # MIN_RECV_PING_INTERVAL…; its value has no "recv", and a name that the core does not know is silently ignored.)
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 2_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -88,53 +89,37 @@ def _refuse_malformed(endpoint: str) -> None:
         raise SettingsError(f"{endpoint} names no host or no port: write host:port, for example 127.0.0.1:50051.")
 
 
-def core_target(endpoint: str) -> str:
-    """An endpoint as gRPC's core takes it. A plain host:port is looked up by DNS again when a connection breaks."""
-    return endpoint if endpoint.startswith(("dns:", "ipv4:", "ipv6:", "unix:")) else f"dns:///{endpoint}"
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An endpoint as it was written, and what it means.
 
-
-def joined_target(endpoints: Sequence[str]) -> str:
-    """One target for all endpoints. The core takes a list of addresses only, so a name in a list is looked up here.
-
-    A name that moves belongs alone into its hop (``dns:///name:port``): then the core looks it up again by itself.
-
-    A name in a list that is not known now is left out until the next start, so that a missing replica stops nobody.
+    Attributes:
+        written: as the caller wrote it.
+        address: what gRPC's core connects to, for example ``ipv4:10.0.0.7:50051``; empty for a name.
+        host: the name to look up; empty for an address.
+        port: of the name.
     """
-    if len(endpoints) == 1:
-        return core_target(endpoints[0])
-    addresses = [address for endpoint in endpoints if (address := _address(endpoint))]
-    return "ipv4:" + ",".join(addresses) if addresses else core_target(endpoints[0])
+
+    written: str
+    address: str = ""
+    host: str = ""
+    port: int = 0
 
 
-def _address(endpoint: str) -> str | None:
-    host, _, port = endpoint.removeprefix("ipv4:").rpartition(":")
+def place_of(endpoint: str) -> Place:
+    """What an endpoint means: an address as it is, or a name that has to be looked up, again and again."""
+    if endpoint.startswith(("ipv4:", "ipv6:", "unix:")):
+        return Place(endpoint, address=endpoint)
+    host, _, port = endpoint.removeprefix("dns:///").rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
     try:
-        found = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)
-    except OSError:
-        log.warning("an endpoint of a list cannot be looked up and gets no calls", extra=fields(endpoint=endpoint))
-        return None
-    return f"{found[0][4][0]}:{port}"
+        return Place(endpoint, address=address_of(bare, int(port)))
+    except ValueError:
+        return Place(endpoint, host=bare, port=int(port))
 
 
-def service_config(service: str, idempotent_methods: Sequence[str]) -> str:
-    """The JSON service config of a hop: spread over endpoints, skip the unhealthy, retry what is safe within a budget.
-
-    No ``methodConfig.timeout``: grpcio fires it about a second early. Every call passes its own timeout instead.
-    """
-    retry: Mapping[str, Any] = {
-        "maxAttempts": 3,
-        "initialBackoff": "0.05s",
-        "maxBackoff": "0.5s",
-        "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
-    }
-    config: dict[str, Any] = {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "healthCheckConfig": {"serviceName": service},
-        # A token is spent per failure and a tenth comes back per success: retries stay near 10 % of the load.
-        "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
-    }
-    if idempotent_methods:
-        names = [{"service": service, "method": method} for method in idempotent_methods]
-        config["methodConfig"] = [{"name": names, "retryPolicy": retry}]
-    return json.dumps(config)
+def address_of(ip: str, port: int) -> str:
+    """An IP address and a port as gRPC's core takes them. Raises ValueError where ``ip`` is none."""
+    if ipaddress.ip_address(ip).version == 6:
+        return f"ipv6:[{ip}]:{port}"
+    return f"ipv4:{ip}:{port}"

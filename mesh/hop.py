@@ -6,42 +6,49 @@ A call passes these layers, outermost first, and every layer is left on the way 
 observe        counts and times every call, also those that the next layers refuse
 limiter        refuses before anything is spent; the breaker must not see what never left
 breaker        refuses without asking a peer that fails; sees only what the layers inside say about the peer
-deadline       refuses work that cannot finish; turns the caller's deadline into this RPC's timeout
+deadline       refuses work that cannot finish; turns the caller's deadline into each attempt's timeout
+attempts       chooses an endpoint, and another one when that fails and the call may be repeated, within a budget
 translate      turns gRPC statuses into MeshErrors, so that all layers outside judge one vocabulary
-stub           the generated method, on a channel whose service config spreads, skips the unhealthy, and retries
+stub           the generated method, on the chosen endpoint's channel
 =============  =====================================================================================================
 
-They wrap the stub call instead of being gRPC interceptors: in grpc.aio an error surfaces when the call is awaited,
-which an interceptor does not see.
+The limiter and the breaker count a call once, however many attempts it took. They wrap the stub call instead of being
+gRPC interceptors: in grpc.aio an error surfaces when the call is awaited, which an interceptor does not see.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from prometheus_client import Counter
 from pydantic import BaseModel, ConfigDict, Field
 
-from mesh.channel import CLIENT_OPTIONS, Target, endpoints_of, joined_target, message_size_options, service_config
-from mesh.context import current_call
+from mesh.balancing import Attempt, BalancedChannel, BalancedMethod, Balancer
+from mesh.channel import CLIENT_OPTIONS, Target, endpoints_of, message_size_options
+from mesh.context import Priority, current_call
 from mesh.deadline import Deadline
+from mesh.endpoint import Endpoint, EndpointHealth
 from mesh.errors import MeshError
-from mesh.probe import SERVING, EndpointHealth, HealthProbe
-from mesh.resilience import AdaptiveLimiter, BreakerSnapshot, BreakerState, CircuitBreaker
+from mesh.hop_status import HopStatus, Latencies, Meter
+from mesh.repetition import may_be_repeated, may_have_been_the_connection
+from mesh.resilience import (
+    AdaptiveLimiter,
+    BreakerState,
+    CircuitBreaker,
+    RetryBudget,
+    Transition,
+    TripPolicy,
+)
 from mesh.telemetry import (
     BREAKER_STATE,
     BREAKER_TRANSITIONS,
-    HOP_CALLS,
     HOP_IN_FLIGHT,
-    HOP_LATENCY,
     HOP_LIMIT,
+    HOP_RETRIES,
     fields,
     get_logger,
 )
@@ -51,7 +58,11 @@ from mesh.wire import from_rpc_error
 log = get_logger(__name__)
 
 _STATE_NUMBER = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
-LATENCY_SAMPLES = 1024
+MOST_ATTEMPTS = 3
+RECONNECT_PAUSE_SECONDS = 0.025
+"""Before the only endpoint is asked once more, when perhaps only its connection was cut."""
+SHORTEST_ATTEMPT_SECONDS = 0.005
+"""With less time left than this, another attempt would be in vain."""
 
 
 class HopSettings(BaseModel):
@@ -65,59 +76,16 @@ class HopSettings(BaseModel):
     )
     failure_threshold: int = Field(5, ge=1, description="Consecutive failures that open the circuit breaker.")
     breaker_timeout_seconds: float = Field(60.0, gt=0, description="Longest time that the breaker stays open.")
+    failure_rate: float = Field(
+        0.5, gt=0, le=1, description="Share of failed calls within the window that opens the circuit breaker."
+    )
+    slow_call_seconds: float | None = Field(
+        None, gt=0, description="A call that takes longer is slow; most calls slow opens the breaker. Unset: none is."
+    )
+    minimum_calls: int = Field(20, ge=1, description="Fewer calls in the window than this say nothing about rates.")
+    window_seconds: float = Field(10.0, gt=0, le=3600, description="How far back the breaker's rates look.")
     max_in_flight: int = Field(1024, ge=8, description="Most calls in flight that the limiter ever allows.")
     max_message_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="Largest gRPC message, in bytes.")
-
-
-@dataclass(frozen=True, slots=True)
-class HopStatus:
-    """A hop at one moment, for people and health scripts."""
-
-    name: str
-    service: str
-    endpoints: tuple[EndpointHealth, ...]
-    breaker: BreakerSnapshot
-    in_flight: int
-    limit: int
-    calls: int
-    p50_seconds: float | None
-    p99_seconds: float | None
-
-    @property
-    def serving(self) -> bool:
-        """Whether a call has a chance: an endpoint serves and the breaker is not open."""
-        some_serve = any(endpoint.health == SERVING for endpoint in self.endpoints)
-        return some_serve and self.breaker.state is not BreakerState.OPEN
-
-
-@dataclass(slots=True)
-class _Latencies:
-    """The latest successful calls' times."""
-
-    samples: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCY_SAMPLES))
-    calls: int = 0
-
-    def quantile(self, share: float) -> float | None:
-        # Copied at once: other threads append.
-        ordered = sorted(self.samples.copy())
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
-
-
-class _Meter:
-    """One method's metrics. Finding a labelled metric takes a lock and a dictionary, so each is found once."""
-
-    def __init__(self, hop: str, method: str) -> None:
-        self._hop = hop
-        self._method = method
-        self._latency = HOP_LATENCY.labels(hop, method)
-        self._outcomes: dict[str, Counter] = {}
-
-    def record(self, outcome: str, seconds: float) -> None:
-        """Count one finished call."""
-        if outcome not in self._outcomes:
-            self._outcomes[outcome] = HOP_CALLS.labels(self._hop, self._method, outcome)
-        self._outcomes[outcome].inc()
-        self._latency.observe(seconds)
 
 
 class Hop:
@@ -148,55 +116,56 @@ class Hop:
         self.service = service
         self.settings = settings or HopSettings()
         self.transport = transport
-        self.breaker = circuit_breaker or CircuitBreaker(
-            self.settings.failure_threshold, self.settings.breaker_timeout_seconds
-        )
+        self.breaker = circuit_breaker or self._new_breaker()
         self.breaker.name = name
         self.breaker.listener = self._breaker_moved
         self.limiter = AdaptiveLimiter(
             maximum=self.settings.max_in_flight, name=name, initial=min(256, self.settings.max_in_flight)
         )
         self._endpoints = endpoints_of(target)
-        self._probe = HealthProbe(
-            name, service, self._endpoints, transport=transport, on_serving=self.breaker.peer_is_serving
-        )
-        self._idempotent = tuple(idempotent_methods)
-        self._latencies = _Latencies()
-        self._channel: Any = None
+        self._idempotent = frozenset(idempotent_methods)
+        self._budget = RetryBudget()
+        self._latencies = Latencies()
+        self._retries = 0
+        self._balancer: Balancer | None = None
         self._starting = threading.Lock()
-        self._meters: dict[str, _Meter] = {}
+        self._meters: dict[str, Meter] = {}
         BREAKER_STATE.labels(name).set(0)
         # Read when they are scraped, instead of set by every call.
         HOP_IN_FLIGHT.labels(name).set_function(lambda: self.limiter.in_flight)
         HOP_LIMIT.labels(name).set_function(lambda: self.limiter.limit)
 
     def start(self) -> None:
-        """Open the channel and begin to probe. A peer that is down does not matter: both come back by themselves."""
-        with self._starting:
-            if self._channel is not None:
-                return
-            options = (
-                *CLIENT_OPTIONS,
-                *message_size_options(self.settings.max_message_bytes),
-                ("grpc.service_config", service_config(self.service, self._idempotent)),
-            )
-            self._channel = self.transport.open(joined_target(self._endpoints), options)
-            self._probe.start()
+        """Connect and begin to probe. A peer that is down does not matter: both come back by themselves."""
+        self._started()
 
     @property
-    def channel(self) -> Any:
-        """The channel for stubs; opened on first use."""
-        self.start()
-        return self._channel
+    def channel(self) -> BalancedChannel:
+        """The channel for stubs: each call of their methods goes to the endpoint that is best at that moment."""
+        return BalancedChannel()
+
+    def require_room(self, priority: Priority = Priority.INTERACTIVE) -> None:
+        """Raise at once what a call now would be refused with here: for callers that have yet to read their request.
+
+        Raises:
+            Overloaded: too many calls are in flight.
+            CircuitOpen: the breaker is open.
+        """
+        self.limiter.require_room(priority)
+        with self.breaker.pass_by():
+            return
 
     async def close(self) -> None:
-        """End the probe and every call."""
-        if self._channel is not None:
-            await self._probe.stop()
-            await self.transport.close(self._channel)
-            self._channel = None
+        """End the probes and every call."""
+        with self._starting:
+            balancer, self._balancer = self._balancer, None
+        if balancer is not None:
+            self.transport.close()
+            await balancer.stop()
 
-    async def call(self, method: Any, request: Any, *, deadline: Deadline | None = None, evidence: bool = True) -> Any:
+    async def call(
+        self, method: BalancedMethod, request: Any, *, deadline: Deadline | None = None, evidence: bool = True
+    ) -> Any:
         """One request, one reply.
 
         Args:
@@ -212,49 +181,148 @@ class Hop:
         deadline = deadline or self._default_deadline()
         # The breaker is asked inside the limiter: a probe's place taken and then refused would never be given back.
         admit = self.breaker.guard if evidence else self.breaker.pass_by
-        with self._observe(method, sampled=evidence), self.limiter.slot(), admit():
+        with self._observe(method, sampled=evidence), self.limiter.slot(_priority()), admit():
             deadline.require()
-            timeout = min(deadline.remaining(), self.settings.attempt_timeout_seconds)
-            with self._translate(deadline):
-                return await self.transport.unary(method, request, timeout=timeout, metadata=_metadata())
+            balancer = await self._ready(deadline)
+            self._budget.record_call()
+            tried: list[Endpoint] = []
+            avoid: Sequence[Endpoint] = ()
+            while True:
+                try:
+                    with balancer.attempt(avoid) as attempt:
+                        tried.append(attempt.endpoint)
+                        return await self._send(method, request, attempt, deadline)
+                except MeshError as error:
+                    if not self._worth_another_attempt(method, error, tried, deadline):
+                        raise
+                    avoid = await self._before_another_attempt(method, error, tried)
 
-    async def stream(self, method: Any, request: Any, *, deadline: Deadline | None = None) -> AsyncIterator[Any]:
+    async def _send(self, method: BalancedMethod, request: Any, attempt: Attempt, deadline: Deadline) -> Any:
+        timeout = min(deadline.remaining(), self.settings.attempt_timeout_seconds)
+        with self._translate(deadline):
+            stub = method.on(attempt.endpoint)
+            return await self.transport.unary(stub, request, timeout=timeout, metadata=_metadata())
+
+    async def stream(
+        self, method: BalancedMethod, request: Any, *, deadline: Deadline | None = None
+    ) -> AsyncIterator[Any]:
         """One request, or an async iterable of them, and a stream of replies. Closing it cancels the call.
 
         A stream ends at the deadline alone: its attempt has no other limit, since a long answer is not a slow one.
+        Nothing is sent again after the first reply, and never a stream of requests.
         """
         deadline = deadline or self._default_deadline()
-        with self._observe(method), self.limiter.slot(), self.breaker.guard() as permit:
+        with self._observe(method), self.limiter.slot(_priority()), self.breaker.guard() as permit:
             deadline.require()
+            balancer = await self._ready(deadline)
+            self._budget.record_call()
             answered = False
-            with self._translate(deadline):
-                replies = self.transport.stream(method, request, timeout=deadline.remaining(), metadata=_metadata())
-                async for reply in relay(replies):
-                    if not answered:
-                        permit.peer_answered()
-                        answered = True
-                    yield reply
+            tried: list[Endpoint] = []
+            avoid: Sequence[Endpoint] = ()
+            while True:
+                try:
+                    with balancer.attempt(avoid) as attempt:
+                        tried.append(attempt.endpoint)
+                        async for reply in relay(self._replies(method, request, attempt, deadline)):
+                            if not answered:
+                                answered = True
+                                permit.peer_answered()
+                                attempt.peer_answered()
+                            yield reply
+                        return
+                except MeshError as error:
+                    if answered or isinstance(request, AsyncIterable):
+                        raise
+                    if not self._worth_another_attempt(method, error, tried, deadline):
+                        raise
+                    avoid = await self._before_another_attempt(method, error, tried)
+
+    async def _replies(
+        self, method: BalancedMethod, request: Any, attempt: Attempt, deadline: Deadline
+    ) -> AsyncIterator[Any]:
+        with self._translate(deadline):
+            stub = method.on(attempt.endpoint)
+            replies = self.transport.stream(stub, request, timeout=deadline.remaining(), metadata=_metadata())
+            async for reply in relay(replies):
+                yield reply
+
+    def _worth_another_attempt(
+        self, method: BalancedMethod, error: MeshError, tried: Sequence[Endpoint], deadline: Deadline
+    ) -> bool:
+        """Elsewhere, where that can do no harm; at the only endpoint, where perhaps just its connection was cut."""
+        balancer = self._balancer
+        if balancer is None or not tried or not may_be_repeated(error, idempotent=method.name in self._idempotent):
+            return False
+        if balancer.has_another(tried):
+            allowed = len(tried) < MOST_ATTEMPTS
+        else:
+            allowed = len(tried) == 1 and may_have_been_the_connection(error)
+        return allowed and deadline.remaining() >= SHORTEST_ATTEMPT_SECONDS and self._budget.take()
+
+    async def _before_another_attempt(
+        self, method: BalancedMethod, error: MeshError, tried: Sequence[Endpoint]
+    ) -> Sequence[Endpoint]:
+        """Count it, and return the endpoints that it leaves out: none of them, where there is but one."""
+        self._retries += 1
+        HOP_RETRIES.labels(self.name, method.name, error.code).inc()
+        if self._balancer is not None and self._balancer.has_another(tried):
+            return tried
+        await self.transport.sleep(RECONNECT_PAUSE_SECONDS)
+        return ()
 
     def status(self) -> HopStatus:
         """The hop now."""
+        balancer = self._balancer
         return HopStatus(
             name=self.name,
             service=self.service,
-            endpoints=tuple(self._probe.endpoints.values()),
+            endpoints=balancer.status() if balancer else tuple(map(EndpointHealth, self._endpoints)),
             breaker=self.breaker.snapshot(),
             in_flight=self.limiter.in_flight,
             limit=self.limiter.limit,
             calls=self._latencies.calls,
+            retries=self._retries,
             p50_seconds=self._latencies.quantile(0.50),
             p99_seconds=self._latencies.quantile(0.99),
         )
+
+    def _started(self) -> Balancer:
+        with self._starting:
+            if self._balancer is None:
+                self.transport.start()
+                self._balancer = Balancer(
+                    hop=self.name,
+                    service=self.service,
+                    endpoints=self._endpoints,
+                    transport=self.transport,
+                    options=(*CLIENT_OPTIONS, *message_size_options(self.settings.max_message_bytes)),
+                    new_breaker=self._new_breaker,
+                    on_serving=self.breaker.peer_is_serving,
+                )
+                self._balancer.start()
+            return self._balancer
+
+    async def _ready(self, deadline: Deadline) -> Balancer:
+        balancer = self._balancer or self._started()
+        await balancer.ready(deadline)
+        return balancer
+
+    def _new_breaker(self) -> CircuitBreaker:
+        settings = self.settings
+        policy = TripPolicy(
+            window_seconds=settings.window_seconds,
+            minimum_calls=settings.minimum_calls,
+            failure_rate=settings.failure_rate,
+            slow_call_seconds=settings.slow_call_seconds,
+        )
+        return CircuitBreaker(settings.failure_threshold, settings.breaker_timeout_seconds, policy=policy)
 
     def _default_deadline(self) -> Deadline:
         return Deadline.after(self.settings.default_deadline_seconds, imposed=True)
 
     @contextmanager
-    def _observe(self, method: Any, *, sampled: bool = True) -> Iterator[None]:
-        meter = self._meter(_method_name(method))
+    def _observe(self, method: BalancedMethod, *, sampled: bool = True) -> Iterator[None]:
+        meter = self._meter(method.name)
         started = time.monotonic()
         outcome = "cancelled"
         try:
@@ -270,9 +338,9 @@ class Hop:
                 self._latencies.samples.append(seconds)
             meter.record(outcome, seconds)
 
-    def _meter(self, method: str) -> _Meter:
+    def _meter(self, method: str) -> Meter:
         if method not in self._meters:
-            self._meters[method] = _Meter(self.name, method)
+            self._meters[method] = Meter(self.name, method)
         return self._meters[method]
 
     @contextmanager
@@ -284,11 +352,14 @@ class Hop:
             up = deadline.remaining() < 0.05 and not deadline.imposed
             raise from_rpc_error(error, hop=self.name, caller_time_is_up=up) from error
 
-    def _breaker_moved(self, before: BreakerState, after: BreakerState, reason: str) -> None:
-        BREAKER_STATE.labels(self.name).set(_STATE_NUMBER[after])
-        BREAKER_TRANSITIONS.labels(self.name, after.value).inc()
-        level = log.warning if after is BreakerState.OPEN else log.info
-        level("breaker moved", extra=fields(hop=self.name, before=before.value, after=after.value, reason=reason))
+    def _breaker_moved(self, moved: Transition) -> None:
+        BREAKER_STATE.labels(self.name).set(_STATE_NUMBER[moved.after])
+        BREAKER_TRANSITIONS.labels(self.name, moved.after.value, moved.cause.value).inc()
+        level = log.warning if moved.after is BreakerState.OPEN else log.info
+        level(
+            "breaker moved",
+            extra=fields(hop=self.name, before=moved.before.value, after=moved.after.value, reason=moved.reason),
+        )
 
 
 def _metadata() -> tuple[tuple[str, str], ...]:
@@ -296,7 +367,6 @@ def _metadata() -> tuple[tuple[str, str], ...]:
     return call.to_metadata() if call is not None else ()
 
 
-def _method_name(method: Any) -> str:
-    raw = method._method
-    text: str = raw.decode() if isinstance(raw, bytes) else raw
-    return text.rpartition("/")[2]
+def _priority() -> Priority:
+    call = current_call.get()
+    return call.priority if call is not None else Priority.INTERACTIVE

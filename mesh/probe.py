@@ -1,154 +1,106 @@
-"""The health probe of a hop: one ``Health.Watch`` per endpoint, begun again for ever."""
+"""The health probe of an endpoint: one ``Health.Watch``, begun again for ever, on the connection that calls use.
+
+On the same connection, so that what the probe sees is what calls meet: when it says SERVING, a connection is there, and
+when a frozen peer's connection is given up, the endpoint is known to be gone in the same moment.
+"""
 
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from mesh.channel import CLIENT_OPTIONS, core_target
-from mesh.errors import MeshError
-from mesh.telemetry import ENDPOINT_SERVING, fields, get_logger
+from mesh.endpoint import NOT_SERVING, SERVING, UNREACHABLE, Endpoint
+from mesh.errors import MeshError, Unavailable
 from mesh.transport import Transport, relay
 from mesh.wire import from_rpc_error
 
-log = get_logger(__name__)
-
-SERVING = "SERVING"
-NOT_SERVING = "NOT_SERVING"
-UNREACHABLE = "UNREACHABLE"
-UNKNOWN = "UNKNOWN"
-
-FIRST_PAUSE_SECONDS = 0.1
-LONGEST_PAUSE_SECONDS = 0.5
+FIRST_PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 0.25
+"""Between two tries to begin a watch. A try on a connection that is down costs microseconds and no packet."""
+WATCH_SECONDS = 600.0
+"""A watch is begun again this often, so that no call is without a deadline."""
 REASON_TIMEOUT_SECONDS = 1.0
-REASON_INTERVAL_SECONDS = 1.0
-
-
-@dataclass(slots=True)
-class EndpointHealth:
-    """What the probe knows of one endpoint."""
-
-    endpoint: str
-    health: str = UNKNOWN
-    since: float = 0.0
-    reason: str = ""
-    reason_code: str = ""
-    heard_at: float | None = None
 
 
 class HealthProbe:
-    """Watches every endpoint of a hop, on connections of its own, and tells who listens when one begins to serve.
+    """Follows the health of a hop's endpoints.
 
-    A connection of its own because the hop's channel leaves out what is not SERVING, and because the probe must see a
-    worker come back while the hop itself is silent.
+    Args:
+        hop: its name, for errors.
+        service: full gRPC name, which is also the name of its health.
+        transport: how to wait.
+        on_serving: called when an endpoint begins to serve.
     """
 
-    def __init__(
-        self,
-        hop: str,
-        service: str,
-        endpoints: tuple[str, ...],
-        *,
-        transport: Transport,
-        on_serving: Callable[[], None],
-    ) -> None:
-        self.hop = hop
-        self.service = service
-        self.endpoints = {endpoint: EndpointHealth(endpoint, since=time.monotonic()) for endpoint in endpoints}
+    def __init__(self, hop: str, service: str, *, transport: Transport, on_serving: Callable[[], None]) -> None:
+        self._hop = hop
+        self._service = service
         self._transport = transport
         self._on_serving = on_serving
-        self._channels: list[Any] = []
-        self._ends: list[Callable[[], Awaitable[None]]] = []
-        self._followers: list[Callable[[], Awaitable[None]]] = []
-        self._stopping = False
         self._rng = random.Random()  # noqa: S311 - spreads reconnects over time; nothing secret
 
-    def start(self) -> None:
-        """Begin to watch."""
-        for endpoint in self.endpoints:
-            channel = self._transport.open(core_target(endpoint), CLIENT_OPTIONS)
-            self._channels.append(channel)
-            watch = partial(self._watch, endpoint, channel)
-            self._ends.append(self._transport.spawn(watch, f"probe {endpoint}"))
-            follow = partial(self._follow_reason, endpoint, channel)
-            self._followers.append(self._transport.spawn(follow, f"probe reason {endpoint}"))
-
-    async def stop(self) -> None:
-        """End every watch. What asks for reasons ends before the channels on which it asks."""
-        self._stopping = True
-        for end in self._followers:
-            await end()
-        for channel in self._channels:
-            await self._transport.close(channel)
-        for end in self._ends:
-            await end()
-
-    async def _watch(self, endpoint: str, channel: Any) -> None:
-        stub: Any = health_pb2_grpc.HealthStub(channel)
-        request = health_pb2.HealthCheckRequest(service=self.service)
+    async def watch(self, endpoint: Endpoint) -> None:
+        """Tell ``endpoint`` its health until it is gone."""
+        stub: Any = health_pb2_grpc.HealthStub(endpoint.channel)
+        request = health_pb2.HealthCheckRequest(service=self._service)
         pause = FIRST_PAUSE_SECONDS
-        while True:
+        while not endpoint.is_gone():
             try:
-                replies = self._transport.stream(stub.Watch, request, timeout=None, metadata=())
+                replies = self._transport.stream(stub.Watch, request, timeout=WATCH_SECONDS, metadata=())
                 async for reply in relay(replies):
                     pause = FIRST_PAUSE_SECONDS
-                    name = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
-                    await self._heard(endpoint, channel, SERVING if name == SERVING else NOT_SERVING)
+                    await self._heard(endpoint, reply.status)
             except grpc.RpcError as error:
-                if self._stopping:
+                if endpoint.is_gone():
                     return
-                self._lost(endpoint, error)
+                self._ended(endpoint, error)
+            except ValueError:
+                if endpoint.is_gone():  # "Cannot invoke RPC on closed channel", from grpc's synchronous stack
+                    return
+                raise
             await self._transport.sleep(pause * self._rng.uniform(0.8, 1.2))
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
-    async def _heard(self, endpoint: str, channel: Any, health: str) -> None:
-        state = self.endpoints[endpoint]
-        state.heard_at = time.monotonic()
-        if health == SERVING:
-            self._change(state, health, "", "")
-            self._on_serving()
-        else:
-            failure = await self._ask_why(channel)
-            text, code = (failure.message, failure.reason) if failure else ("The worker says NOT_SERVING.", "")
-            self._change(state, health, text, code)
+    async def refresh_reason(self, endpoint: Endpoint) -> None:
+        """Ask once more why: Watch says NOT_SERVING once, and from loading to unusable it stays NOT_SERVING."""
+        failure = await self._ask_why(endpoint)
+        if failure is not None and endpoint.health == NOT_SERVING:
+            endpoint.heard(NOT_SERVING, failure)
 
-    async def _follow_reason(self, endpoint: str, channel: Any) -> None:
-        """Keep the reason current: Watch says NOT_SERVING once, and from loading to unusable it stays NOT_SERVING."""
-        state = self.endpoints[endpoint]
-        while True:
-            await self._transport.sleep(REASON_INTERVAL_SECONDS)
-            if state.health != NOT_SERVING:
-                continue
-            failure = await self._ask_why(channel)
-            if failure and state.health == NOT_SERVING:
-                state.reason, state.reason_code = failure.message, failure.reason
+    async def _heard(self, endpoint: Endpoint, status: int) -> None:
+        if status == health_pb2.HealthCheckResponse.SERVING:
+            if endpoint.heard(SERVING):
+                self._on_serving()
+            return
+        # First the fact, which keeps calls away, then the question why.
+        endpoint.heard(NOT_SERVING, Unavailable("The worker says NOT_SERVING.", reason="NOT_SERVING", retry_after=1.0))
+        await self.refresh_reason(endpoint)
 
-    async def _ask_why(self, channel: Any) -> MeshError | None:
+    def _ended(self, endpoint: Endpoint, error: grpc.RpcError) -> None:
+        code = error.code()
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return  # the watch's own time; the next one begins at once
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            # A server without grpc.health.v1 answers, which is all that can be known of it.
+            if endpoint.heard(SERVING):
+                self._on_serving()
+            return
+        # The core's text names the address and the cause (refused, timed out, bad certificate): an operator needs it,
+        # and it goes to the log and the status page, never to a client.
+        failure = Unavailable("The worker cannot be reached.", reason=code.name)
+        endpoint.heard(UNREACHABLE, failure, detail=str(error.details() or code))
+
+    async def _ask_why(self, endpoint: Endpoint) -> MeshError | None:
         """The reason of a capability that does not serve: health carries none, but a refused Info does."""
-        info = channel.unary_unary(f"/{self.service}/Info")
+        info = endpoint.method("unary_unary", f"/{self._service}/Info")
         try:
             await self._transport.unary(info, b"", timeout=REASON_TIMEOUT_SECONDS, metadata=())
         except grpc.RpcError as error:
-            return from_rpc_error(error, hop=self.hop, caller_time_is_up=False)
+            return from_rpc_error(error, hop=self._hop, caller_time_is_up=False)
+        except ValueError:  # the channel was closed meanwhile
+            return None
         return None
-
-    def _lost(self, endpoint: str, error: grpc.RpcError) -> None:
-        # The core's text names the address and the cause (refused, timed out, bad certificate): an operator needs it,
-        # and it goes to the log and the status page, never to a client.
-        self._change(self.endpoints[endpoint], UNREACHABLE, str(error.details() or error.code()), error.code().name)
-
-    def _change(self, state: EndpointHealth, health: str, reason: str, code: str) -> None:
-        if state.health != health:
-            level = log.info if health == SERVING else log.warning
-            level("endpoint changed", extra=fields(endpoint=state.endpoint, hop=self.hop, health=health, reason=reason))
-            state.since = time.monotonic()
-            state.health = health
-        state.reason, state.reason_code = reason, code
-        ENDPOINT_SERVING.labels(self.hop, state.endpoint).set(health == SERVING)

@@ -22,11 +22,20 @@ HOP_LATENCY = Histogram(
     ["hop", "method"],
     buckets=LATENCY_BUCKETS,
 )
+HOP_RETRIES = Counter(
+    "mesh_hop_retries_total", "Calls sent once more, by what went wrong before.", ["hop", "method", "after"]
+)
 HOP_IN_FLIGHT = Gauge("mesh_hop_in_flight", "Calls that a hop is waiting for.", ["hop"])
 HOP_LIMIT = Gauge("mesh_hop_limit", "Calls that a hop lets through at once, as adapted.", ["hop"])
 BREAKER_STATE = Gauge("mesh_breaker_state", "0 closed, 1 half-open, 2 open.", ["hop"])
-BREAKER_TRANSITIONS = Counter("mesh_breaker_transitions_total", "Changes of a breaker's state.", ["hop", "to"])
+BREAKER_TRANSITIONS = Counter(
+    "mesh_breaker_transitions_total", "Changes of a breaker's state, and why.", ["hop", "to", "cause"]
+)
 ENDPOINT_SERVING = Gauge("mesh_endpoint_serving", "1 while the health probe says SERVING.", ["hop", "endpoint"])
+ENDPOINT_EJECTED = Gauge(
+    "mesh_endpoint_ejected", "1 while an endpoint's calls fail, so that others get them.", ["hop", "endpoint"]
+)
+ENDPOINT_CALLS = Counter("mesh_endpoint_calls_total", "Calls sent to an endpoint.", ["hop", "endpoint"])
 
 RPC_CALLS = Counter(
     "mesh_rpc_calls_total", "Calls that a worker finished, by outcome.", ["service", "method", "outcome"]

@@ -8,6 +8,7 @@ code, and a process never ends up with two loops that touch grpc.aio, which grpc
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
@@ -16,14 +17,30 @@ from typing import Any, Protocol, TypeVar
 import grpc
 import grpc.aio
 
-from mesh.channel import Option
+from mesh.channel import Option, address_of
 
 T = TypeVar("T")
 Metadata = Sequence[tuple[str, str]]
 
 
+class Event(Protocol):
+    """Something that happens once, and can be waited for."""
+
+    def set(self) -> None:
+        """It has happened."""
+
+    def is_set(self) -> bool:
+        """Whether it has."""
+
+    async def wait(self, timeout: float) -> None:
+        """Until it has happened, at most ``timeout`` seconds."""
+
+
 class Transport(Protocol):
-    """Opens channels, makes calls on their stubs, and runs a task beside them."""
+    """Opens channels, makes calls on their stubs, looks names up, and runs tasks beside them."""
+
+    def start(self) -> None:
+        """Get ready, also once more after ``close``."""
 
     def open(self, target: str, options: Sequence[Option]) -> Any:
         """A channel to ``target``; it connects by itself."""
@@ -31,8 +48,14 @@ class Transport(Protocol):
     async def unary(self, method: Any, request: Any, *, timeout: float, metadata: Metadata) -> Any:
         """One request, one reply. Raises grpc.RpcError."""
 
-    def stream(self, method: Any, request: Any, *, timeout: float | None, metadata: Metadata) -> AsyncIterator[Any]:
+    def stream(self, method: Any, request: Any, *, timeout: float, metadata: Metadata) -> AsyncIterator[Any]:
         """One request or an async iterable of them, many replies. Closing the iterator cancels the call."""
+
+    async def look_up(self, host: str, port: int) -> tuple[str, ...]:
+        """The addresses of a name, as `mesh.channel.address_of` writes them. Raises OSError where it has none."""
+
+    def event(self) -> Event:
+        """An event for tasks and callers of this transport."""
 
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> Callable[[], Awaitable[None]]:
         """Run ``work`` beside; the returned callable ends it."""
@@ -40,12 +63,18 @@ class Transport(Protocol):
     async def sleep(self, seconds: float) -> None:
         """Wait; returns early when the transport is being closed."""
 
-    async def close(self, channel: Any) -> None:
+    async def close_channel(self, channel: Any) -> None:
         """Close a channel and end its calls."""
+
+    def close(self) -> None:
+        """End what sleeps."""
 
 
 class AioTransport:
     """On the running event loop, with grpc.aio."""
+
+    def start(self) -> None:
+        """Nothing to do: the loop runs."""
 
     def open(self, target: str, options: Sequence[Option]) -> grpc.aio.Channel:
         """A grpc.aio channel; call it from within the loop that will use it."""
@@ -55,9 +84,7 @@ class AioTransport:
         """One request, one reply."""
         return await method(request, timeout=timeout, metadata=metadata)
 
-    async def stream(
-        self, method: Any, request: Any, *, timeout: float | None, metadata: Metadata
-    ) -> AsyncIterator[Any]:
+    async def stream(self, method: Any, request: Any, *, timeout: float, metadata: Metadata) -> AsyncIterator[Any]:
         """Many replies; leaving the iterator early cancels the call."""
         call = method(request, timeout=timeout, metadata=metadata)
         try:
@@ -65,6 +92,15 @@ class AioTransport:
                 yield reply
         finally:
             call.cancel()
+
+    async def look_up(self, host: str, port: int) -> tuple[str, ...]:
+        """The addresses of a name, by the system's resolver on a thread."""
+        loop = asyncio.get_running_loop()
+        return _addresses(await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+
+    def event(self) -> Event:
+        """An event of this loop."""
+        return _AioEvent()
 
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> Callable[[], Awaitable[None]]:
         """Run ``work`` as a task."""
@@ -80,9 +116,23 @@ class AioTransport:
         """Wait without holding the loop."""
         await asyncio.sleep(seconds)
 
-    async def close(self, channel: grpc.aio.Channel) -> None:
+    async def close_channel(self, channel: grpc.aio.Channel) -> None:
         """Close the channel at once."""
         await channel.close()
+
+    def close(self) -> None:
+        """Nothing to do: tasks are cancelled one by one."""
+
+
+class _AioEvent(asyncio.Event):
+    """An asyncio event that is waited for with a limit."""
+
+    async def wait(self, timeout: float) -> None:  # type: ignore[override]
+        try:
+            async with asyncio.timeout(timeout):
+                await super().wait()
+        except TimeoutError:
+            return
 
 
 class BlockingTransport:
@@ -90,6 +140,11 @@ class BlockingTransport:
 
     def __init__(self) -> None:
         self._closing = threading.Event()
+
+    def start(self) -> None:
+        """Let its tasks sleep again after a close."""
+        if self._closing.is_set():
+            self._closing = threading.Event()
 
     def open(self, target: str, options: Sequence[Option]) -> grpc.Channel:
         """A synchronous channel."""
@@ -99,9 +154,7 @@ class BlockingTransport:
         """One request, one reply."""
         return method(request, timeout=timeout, metadata=metadata)
 
-    async def stream(
-        self, method: Any, request: Any, *, timeout: float | None, metadata: Metadata
-    ) -> AsyncIterator[Any]:
+    async def stream(self, method: Any, request: Any, *, timeout: float, metadata: Metadata) -> AsyncIterator[Any]:
         """Many replies; leaving the iterator early cancels the call."""
         requests = iterate(request) if isinstance(request, AsyncIterable) else request
         call = method(requests, timeout=timeout, metadata=metadata)
@@ -111,14 +164,22 @@ class BlockingTransport:
         finally:
             call.cancel()
 
+    async def look_up(self, host: str, port: int) -> tuple[str, ...]:
+        """The addresses of a name, by the system's resolver."""
+        return _addresses(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+
+    def event(self) -> Event:
+        """An event for threads."""
+        return _ThreadEvent()
+
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> Callable[[], Awaitable[None]]:
         """Run ``work`` in a daemon thread; it notices the end at its next sleep or broken stream."""
         thread = threading.Thread(target=lambda: run_to_end(work()), name=name, daemon=True)
         thread.start()
 
         async def end() -> None:
-            self._closing.set()
-            thread.join(timeout=2.0)
+            if thread is not threading.current_thread():
+                thread.join(timeout=2.0)
 
         return end
 
@@ -127,10 +188,27 @@ class BlockingTransport:
         if self._closing.wait(seconds):
             raise asyncio.CancelledError
 
-    async def close(self, channel: grpc.Channel) -> None:
+    async def close_channel(self, channel: grpc.Channel) -> None:
         """Close the channel and end its calls."""
-        self._closing.set()
         channel.close()
+
+    def close(self) -> None:
+        """End what sleeps."""
+        self._closing.set()
+
+
+class _ThreadEvent(threading.Event):
+    """A thread's event in the form of a coroutine that never suspends."""
+
+    async def wait(self, timeout: float) -> None:  # type: ignore[override]
+        super().wait(timeout)
+
+
+def _addresses(found: Sequence[Any]) -> tuple[str, ...]:
+    """IPv4 where a name has both kinds: one worker behind two addresses would look like two endpoints."""
+    ips = {(family, sockaddr[0], sockaddr[1]) for family, _, _, _, sockaddr in found}
+    family = socket.AF_INET if any(each[0] == socket.AF_INET for each in ips) else socket.AF_INET6
+    return tuple(sorted(address_of(ip, port) for each, ip, port in ips if each == family))
 
 
 def run_to_end(work: Coroutine[Any, Any, T]) -> T:

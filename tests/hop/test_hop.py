@@ -11,6 +11,7 @@ import pytest
 from mesh.clients.embedding import AsyncEmbeddingServiceClient
 from mesh.context import CallContext, current_call
 from mesh.deadline import Deadline
+from mesh.endpoint import SERVING, UNREACHABLE
 from mesh.errors import (
     AttemptTimedOut,
     CircuitOpen,
@@ -24,7 +25,6 @@ from mesh.errors import (
     all_error_classes,
 )
 from mesh.hop import HopSettings
-from mesh.probe import SERVING, UNREACHABLE
 from mesh.resilience import BreakerState, CircuitBreaker
 from mesh.testing import ScriptedEmbedding, serve
 from mesh.testing.embedding import HANG, vector_of

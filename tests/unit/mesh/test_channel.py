@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from mesh.channel import CLIENT_OPTIONS, SERVER_OPTIONS, core_target, endpoints_of, joined_target, service_config
+from mesh.channel import CLIENT_OPTIONS, SERVER_OPTIONS, Place, endpoints_of, place_of
 from mesh.settings import SettingsError
 
 
@@ -27,26 +25,31 @@ def test_a_malformed_endpoint_is_refused_with_the_right_form(bad: str, hint: str
         endpoints_of(bad)
 
 
-def test_one_name_is_looked_up_by_the_core_and_a_list_at_once() -> None:
-    """A single endpoint stays a name; several become addresses."""
-    assert core_target("worker:50051") == "dns:///worker:50051"
-    assert joined_target(("worker:50051",)) == "dns:///worker:50051"
-    assert joined_target(("127.0.0.1:1", "127.0.0.2:2")) == "ipv4:127.0.0.1:1,127.0.0.2:2"
-
-
-def test_the_service_config_retries_idempotent_methods_only_and_sets_no_timeout() -> None:
-    """Grpcio fires methodConfig.timeout early, and a second answer of a generation would be another one."""
-    config = json.loads(service_config("embedding.v1.EmbeddingService", ["Embed"]))
-    (method,) = config["methodConfig"]
-    assert method["name"] == [{"service": "embedding.v1.EmbeddingService", "method": "Embed"}]
-    assert "timeout" not in method
-    assert config["loadBalancingConfig"] == [{"round_robin": {}}]
-    assert config["healthCheckConfig"] == {"serviceName": "embedding.v1.EmbeddingService"}
-    assert "methodConfig" not in json.loads(service_config("x", []))
+@pytest.mark.parametrize(
+    ("written", "place"),
+    [
+        ("127.0.0.1:50051", Place("127.0.0.1:50051", address="ipv4:127.0.0.1:50051")),
+        ("[::1]:50051", Place("[::1]:50051", address="ipv6:[::1]:50051")),
+        ("unix:/run/worker", Place("unix:/run/worker", address="unix:/run/worker")),
+        ("ipv4:10.0.0.7:1", Place("ipv4:10.0.0.7:1", address="ipv4:10.0.0.7:1")),
+        ("worker:50051", Place("worker:50051", host="worker", port=50051)),
+        ("dns:///worker:50051", Place("dns:///worker:50051", host="worker", port=50051)),
+        ("dns:///10.0.0.7:50051", Place("dns:///10.0.0.7:50051", address="ipv4:10.0.0.7:50051")),
+    ],
+)
+def test_an_endpoint_is_an_address_or_a_name(written: str, place: Place) -> None:
+    """An address is used as it is; a name is looked up, whether or not it is written with dns:///."""
+    assert place_of(written) == place
 
 
 def test_clients_ping_less_often_than_servers_allow() -> None:
     """A client that pings too often is sent away in the middle of its calls."""
     client, server = dict(CLIENT_OPTIONS), dict(SERVER_OPTIONS)
     assert int(client["grpc.keepalive_time_ms"]) > int(server["grpc.http2.min_ping_interval_without_data_ms"])
-    assert int(client["grpc.http2.ping_timeout_ms"]) <= 5000
+
+
+def test_a_frozen_peer_is_given_up_within_eight_seconds() -> None:
+    """The wait for a ping and the wait for its answer, together."""
+    client = dict(CLIENT_OPTIONS)
+    assert int(client["grpc.keepalive_time_ms"]) + int(client["grpc.http2.ping_timeout_ms"]) <= 8000
+    assert client["grpc.http2.ping_timeout_ms"] == client["grpc.keepalive_timeout_ms"]

@@ -1,0 +1,66 @@
+"""What a hop tells about itself: its status for people, its metrics for machines."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from prometheus_client import Counter
+
+from mesh.endpoint import SERVING, EndpointHealth
+from mesh.resilience import BreakerSnapshot, BreakerState
+from mesh.telemetry import HOP_CALLS, HOP_LATENCY
+
+LATENCY_SAMPLES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class HopStatus:
+    """A hop at one moment, for people and health scripts."""
+
+    name: str
+    service: str
+    endpoints: tuple[EndpointHealth, ...]
+    breaker: BreakerSnapshot
+    in_flight: int
+    limit: int
+    calls: int
+    p50_seconds: float | None
+    p99_seconds: float | None
+    retries: int = 0
+
+    @property
+    def serving(self) -> bool:
+        """Whether a call has a chance: an endpoint serves and the breaker is not open."""
+        some_serve = any(endpoint.health == SERVING for endpoint in self.endpoints)
+        return some_serve and self.breaker.state is not BreakerState.OPEN
+
+
+@dataclass(slots=True)
+class Latencies:
+    """The latest successful calls' times."""
+
+    samples: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCY_SAMPLES))
+    calls: int = 0
+
+    def quantile(self, share: float) -> float | None:
+        # Copied at once: other threads append.
+        ordered = sorted(self.samples.copy())
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+
+
+class Meter:
+    """One method's metrics. Finding a labelled metric takes a lock and a dictionary, so each is found once."""
+
+    def __init__(self, hop: str, method: str) -> None:
+        self._hop = hop
+        self._method = method
+        self._latency = HOP_LATENCY.labels(hop, method)
+        self._outcomes: dict[str, Counter] = {}
+
+    def record(self, outcome: str, seconds: float) -> None:
+        """Count one finished call."""
+        if outcome not in self._outcomes:
+            self._outcomes[outcome] = HOP_CALLS.labels(self._hop, self._method, outcome)
+        self._outcomes[outcome].inc()
+        self._latency.observe(seconds)
