@@ -7,7 +7,26 @@ Use them alone in one line each::
         answer = ask_the_peer()
 """
 
-from mesh.resilience.breaker import BreakerSnapshot, BreakerState, CircuitBreaker, TripPolicy
+from mesh.resilience.breaker import (
+    BreakerSnapshot,
+    BreakerState,
+    Cause,
+    CircuitBreaker,
+    Listener,
+    Transition,
+    TripPolicy,
+)
+from mesh.resilience.budget import RetryBudget
 from mesh.resilience.limiter import AdaptiveLimiter
 
-__all__ = ["AdaptiveLimiter", "BreakerSnapshot", "BreakerState", "CircuitBreaker", "TripPolicy"]
+__all__ = [
+    "AdaptiveLimiter",
+    "BreakerSnapshot",
+    "BreakerState",
+    "Cause",
+    "CircuitBreaker",
+    "Listener",
+    "RetryBudget",
+    "Transition",
+    "TripPolicy",
+]

@@ -38,6 +38,18 @@ class BreakerState(Enum):
     OPEN = "open"
 
 
+class Cause(Enum):
+    """Why a breaker moved: few and fixed, so that they can label a metric."""
+
+    CONSECUTIVE_FAILURES = "consecutive_failures"
+    FAILURE_RATE = "failure_rate"
+    SLOW_CALLS = "slow_calls"
+    PROBE_FAILED = "probe_failed"
+    PROBE_SUCCEEDED = "probe_succeeded"
+    BACKOFF_OVER = "backoff_over"
+    PEER_SERVING = "peer_serving"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TripPolicy:
     """When a closed breaker opens by rates, besides by consecutive failures.
@@ -59,7 +71,10 @@ class TripPolicy:
 
 @dataclass(frozen=True, slots=True)
 class BreakerSnapshot:
-    """A breaker's state at one moment, for status pages and tests."""
+    """A breaker's state at one moment, for status pages and tests.
+
+    ``cause`` and ``reason`` say why it is in this state, for machines and for people; None and empty before any move.
+    """
 
     state: BreakerState
     seconds_in_state: float
@@ -68,10 +83,21 @@ class BreakerSnapshot:
     times_opened: int
     retry_after: float | None
     reason: str
+    cause: Cause | None = None
 
 
-Listener = Callable[[BreakerState, BreakerState, str], None]
-"""Called as (before, after, reason) on each change of state, with the breaker's lock held: it must be quick."""
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One change of a breaker's state."""
+
+    before: BreakerState
+    after: BreakerState
+    cause: Cause
+    reason: str
+
+
+Listener = Callable[[Transition], None]
+"""Called on each change of state, with the breaker's lock held: it must be quick and must not ask the breaker."""
 
 
 class CircuitBreaker:
@@ -119,6 +145,13 @@ class CircuitBreaker:
         self._open_until = 0.0
         self._probing = False
         self._reason = ""
+        self._cause: Cause | None = None
+
+    @property
+    def available(self) -> bool:
+        """Whether ``guard`` would let a call through now. Asking takes no probe's place and moves nothing."""
+        with self._lock:
+            return self._admits()
 
     def guard(self) -> Permit:
         """Let one call through, as a context manager that reports how it ended.
@@ -127,10 +160,10 @@ class CircuitBreaker:
             CircuitOpen: at once, with ``retry_after``, while the breaker is open or another call is probing.
         """
         with self._lock:
-            if self._state is BreakerState.OPEN and self._clock() >= self._open_until:
-                self._move(BreakerState.HALF_OPEN, "back-off is over")
-            if self._state is BreakerState.OPEN or (self._state is BreakerState.HALF_OPEN and self._probing):
+            if not self._admits():
                 raise self._rejection()
+            if self._state is BreakerState.OPEN:
+                self._move(BreakerState.HALF_OPEN, Cause.BACKOFF_OVER, "back-off is over")
             self._probing = self._state is BreakerState.HALF_OPEN
             return Permit(self, self._epoch, self._clock())
 
@@ -149,7 +182,7 @@ class CircuitBreaker:
         """Tell it that the peer's health says SERVING: an open breaker lets a probe through now."""
         with self._lock:
             if self._state is BreakerState.OPEN:
-                self._move(BreakerState.HALF_OPEN, "health probe says SERVING")
+                self._move(BreakerState.HALF_OPEN, Cause.PEER_SERVING, "health probe says SERVING")
 
     def snapshot(self) -> BreakerSnapshot:
         """The state now."""
@@ -163,7 +196,13 @@ class CircuitBreaker:
                 times_opened=self._times_opened,
                 retry_after=max(0.0, self._open_until - self._clock()) if is_open else None,
                 reason=self._reason,
+                cause=self._cause,
             )
+
+    def _admits(self) -> bool:
+        if self._state is BreakerState.OPEN:
+            return self._clock() >= self._open_until
+        return not self._probing
 
     def _settle(self, epoch: int, effect: BreakerEffect, seconds: float) -> None:
         with self._lock:
@@ -178,10 +217,10 @@ class CircuitBreaker:
         self._probing = False
         if effect is BreakerEffect.SUCCESS:
             self._failed_probes = 0
-            self._move(BreakerState.CLOSED, "probe succeeded")
+            self._move(BreakerState.CLOSED, Cause.PROBE_SUCCEEDED, "probe succeeded")
         elif effect in (BreakerEffect.FAILURE, BreakerEffect.BUSY):
             self._failed_probes += 1
-            self._open(f"probe was answered with {effect.value}")
+            self._open(Cause.PROBE_FAILED, f"probe was answered with {effect.value}")
 
     def _settle_call(self, effect: BreakerEffect, seconds: float) -> None:
         if effect in (BreakerEffect.NEUTRAL, BreakerEffect.BUSY):
@@ -192,31 +231,31 @@ class CircuitBreaker:
         self._window.record(failed=failed, slow=slow_after is not None and seconds >= slow_after)
         counts = self._window.counts()
         if self._consecutive >= self._failure_threshold:
-            self._open(f"{self._consecutive} consecutive failures")
+            self._open(Cause.CONSECUTIVE_FAILURES, f"{self._consecutive} consecutive failures")
         elif counts.calls >= self._policy.minimum_calls:
             if counts.failure_rate >= self._policy.failure_rate:
-                self._open(f"{counts.failure_rate:.0%} of {counts.calls} calls failed")
+                self._open(Cause.FAILURE_RATE, f"{counts.failure_rate:.0%} of {counts.calls} calls failed")
             elif counts.slow_rate >= self._policy.slow_call_rate:
-                self._open(f"{counts.slow_rate:.0%} of {counts.calls} calls were slow")
+                self._open(Cause.SLOW_CALLS, f"{counts.slow_rate:.0%} of {counts.calls} calls were slow")
 
-    def _open(self, reason: str) -> None:
+    def _open(self, cause: Cause, reason: str) -> None:
         # The exponent is capped because 2.0**1024 overflows long after the result stopped mattering.
         backoff = min(self._timeout, self._first_open * 2.0 ** min(self._failed_probes, 32))
         self._open_until = self._clock() + backoff * self._rng.uniform(0.5, 1.0)
         self._times_opened += 1
-        self._move(BreakerState.OPEN, reason)
+        self._move(BreakerState.OPEN, cause, reason)
 
-    def _move(self, state: BreakerState, reason: str) -> None:
+    def _move(self, state: BreakerState, cause: Cause, reason: str) -> None:
         before, self._state = self._state, state
         self._since = self._clock()
         self._epoch += 1
-        self._reason = reason
+        self._cause, self._reason = cause, reason
         self._probing = False
         if state is BreakerState.CLOSED:
             self._consecutive = 0
             self._window.clear()
         if self.listener is not None:
-            self.listener(before, state, reason)
+            self.listener(Transition(before, state, cause, reason))
 
     def _rejection(self) -> CircuitOpen:
         # While another call probes, its answer is expected within a moment; no better figure is known.

@@ -6,6 +6,7 @@ import threading
 from types import TracebackType
 
 from mesh.clock import Clock, monotonic
+from mesh.context import Priority
 from mesh.errors import AttemptTimedOut, Overloaded
 
 
@@ -49,23 +50,35 @@ class AdaptiveLimiter:
         """Calls let through and not finished."""
         return self._in_flight
 
-    def slot(self) -> Slot:
+    def require_room(self, priority: Priority = Priority.INTERACTIVE) -> None:
+        """Raise what ``slot`` would raise now, and take nothing: for asking before a request's body is read.
+
+        Raises:
+            Overloaded: when all places of this lane are taken.
+        """
+        with self._lock:
+            self._require_room(priority)
+
+    def slot(self, priority: Priority = Priority.INTERACTIVE) -> Slot:
         """Take one place, as a context manager that gives it back.
 
         Raises:
             Overloaded: at once, with the time after which places are likely, when all are taken.
         """
         with self._lock:
-            if self._in_flight >= self.limit:
-                raise Overloaded(
-                    f"{self._in_flight} requests are already under way to the {self.name or 'peer'} service. "
-                    "Try again after the given time.",
-                    reason="HOP_LIMIT",
-                    hop=self.name or None,
-                    retry_after=min(max(self._typical_seconds, 0.1), 5.0),
-                )
+            self._require_room(priority)
             self._in_flight += 1
         return Slot(self, self._clock())
+
+    def _require_room(self, priority: Priority) -> None:
+        if self._in_flight >= self.limit:
+            raise Overloaded(
+                f"{self._in_flight} {priority.value} requests are already under way to the {self.name or 'peer'} "
+                "service. Try again after the given time.",
+                reason="HOP_LIMIT",
+                hop=self.name or None,
+                retry_after=min(max(self._typical_seconds, 0.1), 5.0),
+            )
 
     def _release(self, started: float, error: BaseException | None) -> None:
         now = self._clock()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
 
 from mesh.clock import Clock
 
@@ -29,35 +30,44 @@ class Counts:
 
 
 class SlidingWindow:
-    """The last ``seconds`` of outcomes, forgotten a tenth at a time."""
+    """The last ``seconds`` of outcomes, forgotten a tenth at a time. Not locked: whoever owns it holds a lock.
+
+    The sums are kept as outcomes come and go, so that recording and asking cost the same however many there were.
+    """
 
     def __init__(self, seconds: float, clock: Clock) -> None:
+        if seconds <= 0:
+            raise ValueError("a window needs a length above 0 seconds")
         self._width = seconds / BUCKETS
         self._clock = clock
-        self._buckets: dict[int, Counts] = {}
+        self._buckets: deque[tuple[int, Counts]] = deque()
+        self._total = Counts()
 
-    def record(self, *, failed: bool, slow: bool) -> None:
+    def record(self, *, failed: bool = False, slow: bool = False) -> None:
         """Count one outcome now."""
-        bucket = self._buckets.setdefault(self._now(), Counts())
-        bucket.calls += 1
-        bucket.failures += failed
-        bucket.slow += slow
+        now = self._forget_the_old()
+        if not self._buckets or self._buckets[-1][0] != now:
+            self._buckets.append((now, Counts()))
+        for counts in (self._buckets[-1][1], self._total):
+            counts.calls += 1
+            counts.failures += failed
+            counts.slow += slow
 
     def counts(self) -> Counts:
         """The sums over the window."""
-        oldest = self._now() - BUCKETS
-        for index in [index for index in self._buckets if index <= oldest]:
-            del self._buckets[index]
-        total = Counts()
-        for bucket in self._buckets.values():
-            total.calls += bucket.calls
-            total.failures += bucket.failures
-            total.slow += bucket.slow
-        return total
+        self._forget_the_old()
+        return replace(self._total)
 
     def clear(self) -> None:
         """Forget everything."""
         self._buckets.clear()
+        self._total = Counts()
 
-    def _now(self) -> int:
-        return int(self._clock() / self._width)
+    def _forget_the_old(self) -> int:
+        now = int(self._clock() / self._width)
+        while self._buckets and self._buckets[0][0] <= now - BUCKETS:
+            _, old = self._buckets.popleft()
+            self._total.calls -= old.calls
+            self._total.failures -= old.failures
+            self._total.slow -= old.slow
+        return now

@@ -286,7 +286,7 @@ def test_transitions_are_told_with_their_reason() -> None:
     clock = FakeClock()
     breaker = make(clock, failure_threshold=1, timeout=1)
     heard: list[tuple[str, str]] = []
-    breaker.listener = lambda before, after, reason: heard.append((f"{before.value}>{after.value}", reason))
+    breaker.listener = lambda moved: heard.append((f"{moved.before.value}>{moved.after.value}", moved.reason))
     fail(breaker)
     clock.advance(1)
     succeed(breaker)
