@@ -18,6 +18,7 @@ gRPC interceptors: in grpc.aio an error surfaces when the call is awaited, which
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
@@ -54,6 +55,8 @@ from mesh.telemetry import (
 )
 from mesh.transport import Transport, relay
 from mesh.wire import from_rpc_error
+
+__all__ = ["Hop", "HopSettings", "HopStatus"]
 
 log = get_logger(__name__)
 
@@ -240,11 +243,20 @@ class Hop:
     async def _replies(
         self, method: BalancedMethod, request: Any, attempt: Attempt, deadline: Deadline
     ) -> AsyncIterator[Any]:
-        with self._translate(deadline):
-            stub = method.on(attempt.endpoint)
-            replies = self.transport.stream(stub, request, timeout=deadline.remaining(), metadata=_metadata())
-            async for reply in relay(replies):
-                yield reply
+        requests = _Requests(request) if isinstance(request, AsyncIterable) else None
+        try:
+            with self._translate(deadline):
+                stub = method.on(attempt.endpoint)
+                replies = self.transport.stream(
+                    stub, requests or request, timeout=deadline.remaining(), metadata=_metadata()
+                )
+                async for reply in relay(replies):
+                    yield reply
+        except (MeshError, asyncio.CancelledError):
+            # gRPC reports it as its own cancelling, or as an unknown error.
+            if requests is not None and requests.failure is not None:
+                raise requests.failure from None
+            raise
 
     def _worth_another_attempt(
         self, method: BalancedMethod, error: MeshError, tried: Sequence[Endpoint], deadline: Deadline
@@ -360,6 +372,22 @@ class Hop:
             "breaker moved",
             extra=fields(hop=self.name, before=moved.before.value, after=moved.after.value, reason=moved.reason),
         )
+
+
+class _Requests:
+    """A caller's requests; keeps the error that ended them early, which gRPC would hide."""
+
+    def __init__(self, requests: AsyncIterable[Any]) -> None:
+        self._requests = requests
+        self.failure: Exception | None = None
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        try:
+            async for request in self._requests:
+                yield request
+        except Exception as error:
+            self.failure = error
+            raise
 
 
 def _metadata() -> tuple[tuple[str, str], ...]:

@@ -44,6 +44,7 @@ class Latencies:
     calls: int = 0
 
     def quantile(self, share: float) -> float | None:
+        """The time within which this share of the calls was done, in seconds; None before the first."""
         # Copied at once: other threads append.
         ordered = sorted(self.samples.copy())
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None

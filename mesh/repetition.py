@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mesh.errors import MeshError, Overloaded, RetryAdvice, Unavailable
+from mesh.wire import CONNECTION_LOST
 
 REFUSED_BEFORE_WORK = frozenset({"STARTING", "WARMING_UP", "DRAINING"})
 """Reasons with which a worker turns a call away before it begins to work on it."""
@@ -23,4 +24,4 @@ def may_be_repeated(error: MeshError, *, idempotent: bool) -> bool:
 
 def may_have_been_the_connection(error: MeshError) -> bool:
     """Whether the failure says nothing about the peer: no worker's words came with it, only gRPC's core gave up."""
-    return type(error) is Unavailable and error.retry_after is None
+    return isinstance(error, Unavailable) and error.reason == CONNECTION_LOST

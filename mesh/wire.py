@@ -35,6 +35,9 @@ from mesh.errors import (
 DOMAIN = "torch-isolation-mesh"
 DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
+CONNECTION_LOST = "CONNECTION_LOST"
+"""The reason of an Unavailable that no peer sent: gRPC's core could not reach it, or lost it during the call."""
+_RECONNECT_SECONDS = 1.0
 
 _BY_CODE = {cls.code: cls for cls in all_error_classes()}
 
@@ -145,5 +148,7 @@ def _from_status(code: grpc.StatusCode, details: str, hop: str) -> MeshError:
         # The core reports an oversized message with the code that a busy server uses; only the text tells them apart.
         cls = PayloadTooLarge
     message = _PUBLIC_MESSAGE.get(cls) or f"The service behind this request refused it ({code.name})."
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return cls(message, reason=CONNECTION_LOST, hop=hop, retry_after=_RECONNECT_SECONDS)
     reason = None if code is grpc.StatusCode[cls.grpc_status] else code.name
     return cls(message, reason=reason, hop=hop)

@@ -277,14 +277,17 @@ async def test_an_error_in_the_middle_of_a_stream_is_typed() -> None:
     assert got == [1, 1]
 
 
-async def test_several_endpoints_share_the_load() -> None:
-    """Calls go to every endpoint of a list in turn."""
-    servicers = [ScriptedEmbedding(), ScriptedEmbedding()]
-    async with serve([servicers[0].capability()]) as one, serve([servicers[1].capability()]) as two:
-        async with AsyncEmbeddingServiceClient(f"{one.target},{two.target}") as client:
-            await until(lambda: client.hop.status().serving)
-            await asyncio.gather(*(client.embed(["a"]) for _ in range(4)))
-            await until(lambda: all(each.health == SERVING for each in client.hop.status().endpoints))
-            for _ in range(40):
-                await client.embed(["a"])
-    assert min(servicer.calls for servicer in servicers) >= 10
+async def test_an_error_of_the_callers_own_requests_comes_back_as_itself() -> None:
+    """What goes wrong in the caller's generator is the caller's to see, and no fault of the peer."""
+
+    async def batches() -> AsyncIterator[list[str]]:
+        yield ["a"]
+        raise LookupError("my own")
+
+    async with serve([ScriptedEmbedding().capability()]) as running:
+        async with AsyncEmbeddingServiceClient(running.target) as client:
+            with pytest.raises(LookupError, match="my own"):
+                async for _ in client.embed_stream(batches()):
+                    pass
+            assert client.hop.breaker.snapshot().consecutive_failures == 0
+            assert client.hop.status().in_flight == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -87,3 +88,35 @@ def test_one_client_serves_several_threads() -> None:
         for thread in threads:
             thread.join()
     assert results == {number: float(number) for number in range(1, 9)}
+
+
+def test_a_client_that_was_closed_can_be_used_again() -> None:
+    """It connects and probes anew."""
+    with serving([]) as target:
+        client = EmbeddingServiceClient(target)
+        client.generate_embeddings(["a"])
+        client.close()
+        client.generate_embeddings(["a"])
+        started = time.monotonic()
+        while not client.hop.status().serving and time.monotonic() - started < 5:
+            time.sleep(0.01)
+        assert client.hop.status().serving
+        client.close()
+
+
+def test_an_error_of_the_callers_own_requests_comes_back_as_itself() -> None:
+    """As with the async client."""
+
+    def batches() -> Iterator[list[str]]:
+        yield ["a"]
+        raise LookupError("my own")
+
+    with serving([]) as target, EmbeddingServiceClient(target) as client:
+        with pytest.raises(LookupError, match="my own"):
+            list(client.embed_stream(batches()))
+
+
+def test_a_name_is_looked_up_before_the_first_call() -> None:
+    """The first call waits for it."""
+    with serving([]) as target, EmbeddingServiceClient(target.replace("127.0.0.1", "localhost")) as client:
+        assert client.generate_embeddings(["a"]).shape == (1, 2)
