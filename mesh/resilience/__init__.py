@@ -18,6 +18,7 @@ from mesh.resilience.breaker import (
 )
 from mesh.resilience.budget import RetryBudget
 from mesh.resilience.limiter import AdaptiveLimiter
+from mesh.resilience.returning import ReturnSchedule
 
 __all__ = [
     "AdaptiveLimiter",
@@ -27,6 +28,7 @@ __all__ = [
     "CircuitBreaker",
     "Listener",
     "RetryBudget",
+    "ReturnSchedule",
     "Transition",
     "TripPolicy",
 ]
