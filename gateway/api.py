@@ -6,13 +6,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
 
+from gateway.exchange import Exchange
+from gateway.peers import PeerHop
 from mesh.version import VERSION
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -49,23 +53,63 @@ class Operation:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """An endpoint as an ASGI app. A full or broken hop refuses before a byte of the body is read or parsed."""
+
+    endpoint: Endpoint
+    hop: PeerHop | None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if self.hop is not None:
+            self.hop.require_room(Exchange.at(scope).call.priority)
+        answer = await self.endpoint(Request(scope, receive, send))
+        await answer(scope, receive, send)
+
+
+class PlainRoute(Route):
+    """A route without FastAPI's dependencies, exit stacks and handlers, none of which an endpoint here uses."""
+
+    def __init__(self, path: str, method: str, endpoint: Endpoint, hop: PeerHop | None = None) -> None:
+        super().__init__(path, _Served(endpoint, hop), include_in_schema=False)
+        # Exactly this one: Starlette would add HEAD to GET, which would begin streams that nobody reads.
+        self.methods = {method}
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """As Starlette's; the metrics learn the path's template."""
+        match, found = super().matches(scope)
+        if match is not Match.NONE:
+            found["route"] = self
+        return match, found
+
+
 class Api:
     """Mounts operations on an app and writes its OpenAPI document."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
+        # FastAPI's routes describe; plain ones serve.
+        self._described = APIRouter()
         self._models: list[type[BaseModel]] = []
         self._document: dict[str, Any] | None = None
         app.openapi = self.openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend its document
 
-    def mount(self, operation: Operation, endpoint: Endpoint) -> None:
-        """Serve ``operation`` by ``endpoint``, which reads its body itself: FastAPI would know one dialect."""
+    def mount(self, operation: Operation, endpoint: Endpoint, *, hop: PeerHop | None = None) -> None:
+        """Serve ``operation`` by ``endpoint``, which reads its body itself: FastAPI would know one dialect.
+
+        ``hop`` is the one that the endpoint calls: it is asked for room first, before the body is read.
+        """
+        self._app.router.routes.append(PlainRoute(operation.path, operation.method, endpoint, hop))
+        self._describe(operation, endpoint)
+
+    def _describe(self, operation: Operation, endpoint: Endpoint) -> None:
         openapi_extra = dict(operation.extra)
         if operation.body is not None:
             self._models.append(operation.body)
             openapi_extra["requestBody"] = _request_body(operation)
         content = {operation.answer_type: {"example": operation.answer} if operation.answer is not None else {}}
-        self._app.add_api_route(
+        self._described.add_api_route(
             operation.path,
             endpoint,
             methods=[operation.method],
@@ -81,7 +125,7 @@ class Api:
         """The OpenAPI document; made at the first request for it."""
         if self._document is None:
             document = get_openapi(
-                title="Torch Isolation Mesh", version=VERSION, description=_DESCRIPTION, routes=self._app.routes
+                title="Torch Isolation Mesh", version=VERSION, description=_DESCRIPTION, routes=self._described.routes
             )
             _, schemas = models_json_schema(
                 [(model, "validation") for model in dict.fromkeys(self._models)],

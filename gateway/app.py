@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
 
 from gateway.api import Api
+from gateway.attention import Attention
 from gateway.catalogue import Catalogue
+from gateway.journal import Journal
 from gateway.lifecycle import Lifecycle
-from gateway.middleware import Account, Attention, BodyCap, BodyLimits
+from gateway.middleware import Account, Admission, BodyCap, BodyLimits, folded
 from gateway.peers import Peers
 from gateway.ranking import Ranker
 from gateway.routes.chat import ChatRoute
@@ -76,17 +76,20 @@ def create_app(settings: GatewaySettings, *, peers: Peers | None = None, lifecyc
         redirect_slashes=False,
         # FastAPI's own telemetry asks three providers per request, and can record bodies; ours does neither.
         telemetry={"tracing": False, "metrics": False, "logs": False},
-        exception_handlers={HTTPException: _pass_on},
         lifespan=_lifespan(peers, lifecycle),
     )
-    # Starlette folds the last one added outermost.
-    app.add_middleware(Attention)
-    app.add_middleware(
-        BodyCap,
-        limits=BodyLimits(json_bytes=settings.limits.max_json_bytes, upload_bytes=settings.limits.max_upload_bytes),
-    )
-    app.add_middleware(Account)
     _mount(app, settings, peers, lifecycle)
+    limits = settings.limits
+    body_limits = BodyLimits(json_bytes=limits.max_json_bytes, upload_bytes=limits.max_upload_bytes)
+    # These layers in place of the framework's own, which would render errors, open exit stacks and look for handlers
+    # again for every request, after ours have done so.
+    app.middleware_stack = folded(
+        app.router,
+        partial(Account, journal=Journal(), lifecycle=lifecycle),
+        partial(Admission, most=limits.max_concurrent_requests),
+        partial(BodyCap, limits=body_limits),
+        Attention,
+    )
     return app
 
 
@@ -140,11 +143,6 @@ def _vocabulary_folder(settings: GatewaySettings) -> Path | None:
     """The configured folder, or the one where tiktoken itself keeps its files."""
     cached = os.environ.get("TIKTOKEN_CACHE_DIR", "").strip()
     return settings.vocabulary.directory or (Path(cached) if cached else None)
-
-
-async def _pass_on(request: Request, error: Exception) -> Response:  # noqa: ARG001 - an exception handler's signature
-    """Leave the framework's own refusals, such as 404, to the layer that knows the path's dialect."""
-    raise error
 
 
 def _lifespan(peers: Peers, lifecycle: Lifecycle) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:

@@ -26,6 +26,12 @@ from mesh.errors import InvalidRequest
 
 TIMEOUT_HEADER = "x-request-timeout-ms"
 _STAINLESS_HEADERS = ("x-stainless-read-timeout", "x-stainless-timeout")
+# As ASGI spells them; encoding names for every look-up would cost more than the look-up.
+_RAW = {
+    name: name.encode("latin-1")
+    for name in (TIMEOUT_HEADER, *_STAINLESS_HEADERS, PRIORITY_KEY, REQUEST_ID_KEY, TRACEPARENT_KEY)
+}
+_BULK = Priority.BULK.value.encode("latin-1")
 _SCOPE_KEY = "gateway.exchange"
 
 
@@ -36,35 +42,43 @@ class Exchange:
     call: CallContext
     dialect: Dialect
     path: str
-    headers: dict[str, str]
+    headers: dict[bytes, bytes]
     started: float
     clock: Clock
     timings_ms: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     outcome: str = "ok"
+    body_read: bool = False
+    """Whether the whole body was taken from the connection."""
+    refused: bool = False
+    """Whether it was turned away because something is busy or away, which may befall thousands a second."""
 
     @classmethod
     def open(cls, scope: Scope, clock: Clock = monotonic) -> Exchange:
         """The exchange of a fresh ASGI request; it can be found again with `Exchange.of`."""
         # On a repeated header the first one counts, as in Starlette's own look-up.
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
-        exchange = cls(
-            call=_call_of(headers),
-            dialect=dialect_of(scope["path"]),
-            path=scope["path"],
-            headers=headers,
-            started=clock(),
-            clock=clock,
-        )
+        headers = dict(reversed(scope["headers"]))
+        path = scope["path"]
+        exchange = cls(_call_of(headers), dialect_of(path), path, headers, clock(), clock)
         scope[_SCOPE_KEY] = exchange
+        return exchange
+
+    @classmethod
+    def at(cls, scope: Scope) -> Exchange:
+        """The exchange that this ASGI request belongs to."""
+        exchange = scope[_SCOPE_KEY]
+        assert isinstance(exchange, cls)  # noqa: S101 - a layer that replaced it is a bug
         return exchange
 
     @classmethod
     def of(cls, request: Request) -> Exchange:
         """The exchange that this request belongs to."""
-        exchange = request.scope[_SCOPE_KEY]
-        assert isinstance(exchange, cls)  # noqa: S101 - a layer that replaced it is a bug
-        return exchange
+        return cls.at(request.scope)
+
+    def header(self, name: bytes, default: str = "") -> str:
+        """A header of the request, by its name in lower case."""
+        value = self.headers.get(name)
+        return default if value is None else value.decode("latin-1")
 
     def deadline(self, seconds: float, *, streamed: bool = False) -> Deadline:
         """When the answer must be there: ``seconds`` after the request came, or earlier where the client says so.
@@ -76,12 +90,14 @@ class Exchange:
             InvalidRequest: the header is not a positive number.
         """
         ours = seconds
-        asked = self.headers.get(TIMEOUT_HEADER)
+        asked = self.headers.get(_RAW[TIMEOUT_HEADER])
         if asked is not None:
             seconds = min(seconds, _positive(asked, TIMEOUT_HEADER) / 1000)
         if not streamed:
             for name in _STAINLESS_HEADERS:
-                seconds = min(seconds, _seconds_or(self.headers.get(name), seconds))
+                said = self.headers.get(_RAW[name])
+                if said is not None:
+                    seconds = min(seconds, _seconds_or(said, seconds))
         return Deadline(at=self.started + seconds, clock=self.clock, imposed=seconds == ours)
 
     def elapsed_ms(self) -> float:
@@ -98,34 +114,37 @@ class Exchange:
 
     def server_timing(self) -> str:
         """The ``Server-Timing`` header: total first, then the worker's parts."""
-        parts = [f"total;dur={self.elapsed_ms():.2f}"]
-        parts.extend(f"{name};dur={value:.2f}" for name, value in self.timings_ms.items())
-        return ", ".join(parts)
+        total = f"total;dur={self.elapsed_ms():.2f}"
+        if not self.timings_ms:
+            return total
+        return ", ".join([total, *(f"{name};dur={value:.2f}" for name, value in self.timings_ms.items())])
 
 
-def _call_of(headers: dict[str, str]) -> CallContext:
-    wanted = headers.get(PRIORITY_KEY, "").lower()
+def _call_of(headers: dict[bytes, bytes]) -> CallContext:
+    wanted = headers.get(_RAW[PRIORITY_KEY], b"").lower()
+    given_id = headers.get(_RAW[REQUEST_ID_KEY])
+    traceparent = headers.get(_RAW[TRACEPARENT_KEY])
     return CallContext(
-        request_id=acceptable_request_id(headers.get(REQUEST_ID_KEY)) or new_request_id(),
-        priority=Priority.BULK if wanted == Priority.BULK.value else Priority.INTERACTIVE,
-        traceparent=acceptable_traceparent(headers.get(TRACEPARENT_KEY)),
+        request_id=(acceptable_request_id(given_id.decode("latin-1")) if given_id else None) or new_request_id(),
+        priority=Priority.BULK if wanted == _BULK else Priority.INTERACTIVE,
+        traceparent=acceptable_traceparent(traceparent.decode("latin-1")) if traceparent else "",
     )
 
 
-def _positive(text: str, header: str) -> float:
+def _positive(text: bytes, header: str) -> float:
     number = _number(text)
     if number is None or not 0 < number < float("inf"):
         raise InvalidRequest(f"The header {header} must be a positive number.", param=header)
     return number
 
 
-def _seconds_or(text: str | None, fallback: float) -> float:
+def _seconds_or(text: bytes, fallback: float) -> float:
     """What an SDK sent by itself; nonsense in it is not the caller's fault, so it falls back."""
-    number = _number(text) if text is not None else None
+    number = _number(text)
     return number if number is not None and 0 < number < float("inf") else fallback
 
 
-def _number(text: str) -> float | None:
+def _number(text: bytes) -> float | None:
     try:
         return float(text)
     except ValueError:

@@ -1,42 +1,78 @@
-"""The layers around the routes, as plain ASGI. Outermost first: `Account`, `BodyCap`, `Attention`.
+"""The layers around the routes, as plain ASGI. Outermost first: `Account`, `Admission`, `BodyCap`, `Attention`.
 
 `Account` stands outside because every failure, of the other layers too, must be rendered, counted and logged once.
-`BodyCap` stands before anything that reads. `Attention` stands inside both: what it cancels is the work itself.
+`Admission` comes before anything that costs, `BodyCap` before anything that reads. `Attention`, in a module of its own,
+stands inside them all: what it cancels is the work itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
-from prometheus_client import Counter, Histogram
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.exchange import Exchange
+from gateway.journal import Journal
+from gateway.lifecycle import Lifecycle
 from gateway.problems import as_mesh_error, problem
 from mesh.context import current_call
-from mesh.errors import Cancelled, Internal, InvalidRequest, MeshError, NotFound, PayloadTooLarge
-from mesh.telemetry import LATENCY_BUCKETS, fields, get_logger
+from mesh.errors import (
+    Cancelled,
+    Internal,
+    InvalidRequest,
+    MeshError,
+    NotFound,
+    Overloaded,
+    PayloadTooLarge,
+    Unavailable,
+)
+from mesh.telemetry import get_logger
 
 _LOG = get_logger(__name__)
 
-REQUESTS = Counter("mesh_http_requests_total", "HTTP requests answered.", ["route", "method", "status"])
-LATENCY = Histogram(
-    "mesh_http_latency_seconds", "Time from a request's first byte to its answer's last.", ["route", "method"],
-    buckets=LATENCY_BUCKETS,
-)  # fmt: skip
+_CLOSE = (b"connection", b"close")
+_BODILESS = frozenset({"GET", "HEAD"})
 
-_QUIET_ROUTES = frozenset({"/health/live", "/health/ready", "/health", "/metrics"})
+
+@dataclass(frozen=True, slots=True)
+class UnreadLimits:
+    """What is still taken from a client whose request was answered before its body was read.
+
+    Up to ``kept_bytes`` are read and dropped by the server, and the connection lives on: a new connection would cost
+    both sides more. Where more is declared, or nothing, the connection is closed; but not before the client has sent
+    ``lingering_bytes`` or ``lingering_seconds`` have passed, since a closed socket that was not read destroys the
+    answer on its way to the client.
+    """
+
+    kept_bytes: int = 1024 * 1024
+    lingering_bytes: int = 4 * 1024 * 1024
+    lingering_seconds: float = 1.0
+
+    def keeps(self, exchange: Exchange) -> bool:
+        """Whether the connection can be used again once the rest of the body was dropped."""
+        if exchange.body_read:
+            return True
+        if b"transfer-encoding" in exchange.headers or b"expect" in exchange.headers:
+            # Nobody knows how much comes, or whether the body that waits for our "go on" comes at all.
+            return False
+        declared = exchange.headers.get(b"content-length", b"0")
+        return declared.isdigit() and int(declared) <= self.kept_bytes
 
 
 class Account:
     """Gives every request its id, its time, its one log line and its metrics, and every failure its dialect's shape."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(
+        self, app: ASGIApp, *, journal: Journal, lifecycle: Lifecycle, unread: UnreadLimits | None = None
+    ) -> None:
         self._app = app
+        self._journal = journal
+        self._lifecycle = lifecycle
+        self._unread = unread or UnreadLimits()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -44,8 +80,9 @@ class Account:
             await self._app(scope, receive, send)
             return
         exchange = Exchange.open(scope)
+        exchange.body_read = scope["method"] in _BODILESS
         token = current_call.set(exchange.call)
-        answer = _Answer(exchange, send)
+        answer = _Answer(exchange, receive, send, lifecycle=self._lifecycle, unread=self._unread)
         try:
             await self._app(scope, receive, answer.send)
         except MeshError as error:
@@ -54,46 +91,91 @@ class Account:
             await answer.fail(_from_framework(error, scope), allow=(error.headers or {}).get("Allow"))
         except ClientDisconnect:
             await answer.fail(Cancelled("The client went away."))
+        except asyncio.CancelledError:
+            if not self._lifecycle.draining:
+                raise
+            await answer.fail(out_of_time())
         except Exception as error:
             _LOG.exception("A request failed in a way nobody foresaw.")
             await answer.fail(as_mesh_error(error))
         finally:
-            _record(exchange, scope, answer.status)
+            self._journal.record(exchange, scope, answer.status)
             current_call.reset(token)
+
+
+def out_of_time() -> Unavailable:
+    """The error of a request that was still under way when the gateway's own time to end was over."""
+    return Unavailable(
+        "This gateway ends before the request is done. Send it again; another gateway may take it.",
+        reason="GATEWAY_DRAINING",
+        retry_after=1.0,
+    )
 
 
 class _Answer:
     """The way out: adds the headers that every answer has, and remembers what was sent."""
 
-    def __init__(self, exchange: Exchange, send: Send) -> None:
+    __slots__ = ("_exchange", "_lifecycle", "_receive", "_send", "_unread", "status")
+
+    def __init__(
+        self, exchange: Exchange, receive: Receive, send: Send, *, lifecycle: Lifecycle, unread: UnreadLimits
+    ) -> None:
         self._exchange = exchange
+        self._receive = receive
         self._send = send
+        self._lifecycle = lifecycle
+        self._unread = unread
         self.status = 0
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [
+            exchange = self._exchange
+            headers = [
                 *message.get("headers", ()),
-                (b"x-request-id", self._exchange.call.request_id.encode("latin-1")),
-                (b"server-timing", self._exchange.server_timing().encode("latin-1")),
+                (b"x-request-id", exchange.call.request_id.encode("latin-1")),
+                (b"server-timing", exchange.server_timing().encode("latin-1")),
             ]
+            if self._lifecycle.draining:
+                # The client's next request goes elsewhere, instead of into a connection that is just being closed.
+                headers.append(_CLOSE)
+            message["headers"] = headers
         await self._send(message)
 
     async def fail(self, error: MeshError, allow: str | None = None) -> None:
         """Answer with the error; a started answer stays unfinished, so that nobody takes it for whole."""
-        self._exchange.outcome = error.reason.lower()
+        exchange = self._exchange
+        exchange.outcome = error.reason.lower()
         if self.status or isinstance(error, Cancelled):
             self.status = self.status or error.http_status
             return
-        shown = problem(error, dialect=self._exchange.dialect, call=self._exchange.call, path=self._exchange.path)
+        exchange.refused = isinstance(error, (Overloaded, Unavailable))
+        shown = problem(error, dialect=exchange.dialect, call=exchange.call, path=exchange.path)
         body = shown.body
-        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in shown.headers]
-        headers.append((b"content-length", str(len(body)).encode("ascii")))
+        headers = [*shown.raw_headers, (b"content-length", b"%d" % len(body))]
         if allow:
             headers.append((b"allow", allow.encode("latin-1")))
+        keeps = self._unread.keeps(exchange)
+        if not keeps:
+            headers.append(_CLOSE)
         await self.send({"type": "http.response.start", "status": shown.status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})
+        await self.send({"type": "http.response.body", "body": body, "more_body": not keeps})
+        if not keeps:
+            await self._linger()
+            await self.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _linger(self) -> None:
+        """Drop what still comes, until it is enough; the client has its answer by now."""
+        left = self._unread.lingering_bytes
+        try:
+            async with asyncio.timeout(self._unread.lingering_seconds):
+                while left > 0:
+                    message = await self._receive()
+                    if message["type"] != "http.request" or not message.get("more_body", False):
+                        return
+                    left -= len(message.get("body", b""))
+        except TimeoutError:
+            return
 
 
 def _from_framework(error: HTTPException, scope: Scope) -> MeshError:
@@ -112,39 +194,34 @@ def _from_framework(error: HTTPException, scope: Scope) -> MeshError:
     return Internal("The gateway failed on this request. Report the request id to whoever runs it.")
 
 
-def route_label(scope: Scope) -> str:
-    """The route's template, for metrics: a path that a client made up must not become a time series."""
-    return str(getattr(scope.get("route"), "path", "unmatched"))
+class Admission:
+    """Refuses at once what is over the most requests in progress: nothing waits in this process without a bound.
 
+    What operators and load balancers look at is answered all the same, and takes no place.
+    """
 
-@cache
-def _series(route: str, method: str, status: int) -> tuple[Counter, Histogram]:
-    """The time series of a request; finding one by its labels costs as much as all the rest of the counting."""
-    return REQUESTS.labels(route, method, str(status)), LATENCY.labels(route, method)
+    always = frozenset({"/health", "/health/live", "/health/ready", "/metrics", "/status"})
 
+    def __init__(self, app: ASGIApp, *, most: int) -> None:
+        self._app = app
+        self._most = most
+        self._in_progress = 0
 
-def _record(exchange: Exchange, scope: Scope, status: int) -> None:
-    seconds = exchange.elapsed_ms() / 1000
-    route = route_label(scope)
-    # Methods are the client's words too.
-    method = scope["method"] if scope["method"] in {"GET", "POST", "HEAD", "OPTIONS"} else "other"
-    requests, latency = _series(route, method, status)
-    requests.inc()
-    latency.observe(seconds)
-    if route in _QUIET_ROUTES and status < 400:
-        return
-    _LOG.info(
-        "request",
-        extra=fields(
-            method=scope["method"],
-            path=exchange.path[:256],
-            status=status,
-            outcome=exchange.outcome,
-            ms=round(seconds * 1000, 2),
-            **exchange.notes,
-            **{f"{name}_ms": round(value, 2) for name, value in exchange.timings_ms.items()},
-        ),
-    )
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or scope["path"] in self.always:
+            await self._app(scope, receive, send)
+            return
+        if self._in_progress >= self._most:
+            raise Overloaded(
+                f"This gateway is already busy with {self._in_progress} requests. Try again after the given time.",
+                reason="GATEWAY_LIMIT",
+            )
+        self._in_progress += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._in_progress -= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +232,9 @@ class BodyLimits:
     upload_bytes: int
     upload_paths: frozenset[str] = frozenset({"/v1/chunk"})
 
-    def of(self, path: str, content_type: str) -> int:
+    def of(self, path: str, content_type: bytes) -> int:
         """The limit of a request."""
-        is_upload = path in self.upload_paths and not content_type.startswith("application/json")
+        is_upload = path in self.upload_paths and not content_type.startswith(b"application/json")
         return self.upload_bytes if is_upload else self.json_bytes
 
 
@@ -170,103 +247,44 @@ class BodyCap:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or scope["method"] in {"GET", "HEAD"}:
+        if scope["type"] != "http" or scope["method"] in _BODILESS:
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        limit = self._limits.of(scope["path"], headers.get(b"content-type", b"").decode("latin-1"))
-        declared = headers.get(b"content-length", b"0")
+        exchange = Exchange.at(scope)
+        limit = self._limits.of(exchange.path, exchange.headers.get(b"content-type", b""))
+        declared = exchange.headers.get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > limit:
             raise _too_large(limit)
-        seen = 0
+        await self._app(scope, _counted(receive, exchange, limit), send)
 
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > limit:
-                raise _too_large(limit)
-            return message
 
-        await self._app(scope, counted, send)
+def _counted(receive: Receive, exchange: Exchange, limit: int) -> Receive:
+    seen = 0
+
+    async def counted() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > limit:
+            raise _too_large(limit)
+        if not message.get("more_body", False):
+            exchange.body_read = True
+        return message
+
+    return counted
 
 
 def _too_large(limit: int) -> PayloadTooLarge:
-    # What the client still sends after this answer is read and dropped by the server, so the client gets to see it.
     return PayloadTooLarge(
         f"The body is larger than the {limit:,} bytes that are taken here; send less at once, or split it."
     )
 
 
-class Attention:
-    """Cancels the work when the client goes away: what nobody waits for is not computed.
-
-    The watch begins once the whole body was read, since until then the body's reader sees the client leave.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        watch = _Watch(receive, send)
-        if scope["method"] in {"GET", "HEAD"}:
-            watch.begin()
-        try:
-            await self._app(scope, watch.receive, watch.send)
-        except asyncio.CancelledError:
-            if not watch.gone:
-                raise
-            raise watch.claim() from None
-        finally:
-            watch.end()
+Layer = Callable[[ASGIApp], ASGIApp]
 
 
-class _Watch:
-    """Waits for the client's leaving beside the work."""
-
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self._receive = receive
-        self._send = send
-        self._work = asyncio.current_task()
-        self._task: asyncio.Task[None] | None = None
-        self.gone = False
-
-    async def receive(self) -> Message:
-        if self._task is not None:
-            await asyncio.shield(self._task)
-            return {"type": "http.disconnect"}
-        message = await self._receive()
-        if message["type"] == "http.disconnect" or not message.get("more_body", False):
-            self.begin()
-        return message
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
-            # A server tells of the end of its own answer in the same words as of the client's leaving.
-            self.end()
-        await self._send(message)
-
-    def begin(self) -> None:
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._wait())
-
-    async def _wait(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.gone = True
-        if self._work is not None:
-            self._work.cancel()
-
-    def claim(self) -> Cancelled:
-        """Take the cancellation back, since it was this watch's own, and name it."""
-        if self._work is not None:
-            self._work.uncancel()
-        return Cancelled("The client went away.")
-
-    def end(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+def folded(app: ASGIApp, *layers: Layer) -> ASGIApp:
+    """``app`` within the layers, outermost first."""
+    for layer in reversed(layers):
+        app = layer(app)
+    return app

@@ -11,22 +11,26 @@ from mesh.clients.embedding import EmbeddingInfo, Embeddings, EmbedInputs, Embed
 from mesh.clients.gpu import GpuInfo, GpuStatus
 from mesh.clients.llm import Completion, GenerateEvent, Generation, LLMInfo
 from mesh.clients.reranking import RerankingInfo, RerankOptions, Scores
+from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.hop import HopStatus
 
 
-class HasStatus(Protocol):
-    """Something that tells how its way to the worker is: `mesh.hop.Hop`."""
+class PeerHop(Protocol):
+    """The way to a worker, as far as the gateway asks about it: `mesh.hop.Hop`."""
 
     def status(self) -> HopStatus:
         """The hop now."""
+
+    def require_room(self, priority: Priority = Priority.INTERACTIVE) -> None:
+        """Raise Overloaded, CircuitOpen or Unavailable where a call now would be refused here anyway."""
 
 
 class Peer(Protocol):
     """What all peers have in common. Their methods raise MeshError and nothing else."""
 
     @property
-    def hop(self) -> HasStatus:
+    def hop(self) -> PeerHop:
         """The way to the worker."""
 
     def start(self) -> None:

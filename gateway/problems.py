@@ -54,6 +54,11 @@ class Problem:
         """The document as JSON."""
         return to_json(self.document)
 
+    @property
+    def raw_headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """The headers as ASGI takes them."""
+        return tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in self.headers)
+
 
 def as_mesh_error(error: BaseException) -> MeshError:
     """The error itself where it is ours, else Internal without a word of its text: that may hold secrets."""

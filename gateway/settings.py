@@ -107,6 +107,9 @@ class LimitsSettings(_Section):
 
     max_json_bytes: int = Field(16 * _MEBI, ge=1024, le=1024 * _MEBI, description="Largest JSON body, in bytes.")
     max_upload_bytes: int = Field(256 * _MEBI, ge=1024, le=16384 * _MEBI, description="Largest upload, in bytes.")
+    max_concurrent_requests: int = Field(
+        2048, ge=1, le=1_000_000, description="Most requests in progress; further ones are refused at once with 429."
+    )
     max_inputs: int = Field(2048, ge=1, le=65536, description="Most texts in one embedding request.")
     max_documents: int = Field(10_000, ge=1, le=100_000, description="Most documents in one reranking request.")
     max_messages: int = Field(4096, ge=1, le=65536, description="Most messages in one chat request.")

@@ -11,9 +11,9 @@ from typing import Any
 from gateway.lifecycle import Lifecycle
 from gateway.peers import Peer, Peers
 from mesh.deadline import Deadline
+from mesh.endpoint import UNKNOWN, EndpointHealth
 from mesh.errors import MeshError
 from mesh.hop import HopStatus
-from mesh.probe import UNKNOWN, EndpointHealth
 from mesh.version import VERSION
 
 

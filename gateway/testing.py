@@ -62,11 +62,11 @@ from mesh.clients.llm import (
     Piece,
 )
 from mesh.clients.reranking import RerankingInfo, RerankingLimits, RerankingModel, RerankOptions, Scores
-from mesh.context import CallContext, current_call
+from mesh.context import CallContext, Priority, current_call
 from mesh.deadline import Deadline
+from mesh.endpoint import EndpointHealth
 from mesh.errors import MeshError, NotFound
 from mesh.hop import HopStatus
-from mesh.probe import EndpointHealth
 from mesh.resilience import BreakerSnapshot, BreakerState
 
 EMBEDDING_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -78,11 +78,19 @@ _TIMINGS = Timings(total_us=3500, tokenization_us=500, queue_us=1000, inference_
 
 @dataclass(slots=True)
 class FakeHop:
-    """A hop whose health a test decides."""
+    """A hop whose health and room a test decides."""
 
     name: str
     health: str = "SERVING"
     reason: str = ""
+    refusal: MeshError | None = None
+    asked_for: list[Priority] = field(default_factory=list)
+
+    def require_room(self, priority: Priority = Priority.INTERACTIVE) -> None:
+        """Raise ``refusal`` where one is set."""
+        self.asked_for.append(priority)
+        if self.refusal is not None:
+            raise self.refusal
 
     def status(self) -> HopStatus:
         """The hop now."""
@@ -416,6 +424,11 @@ class RawRequest:
         """Wait until the answer holds ``text``."""
         async with asyncio.timeout(5), self._arrived:
             await self._arrived.wait_for(lambda: text in self.body)
+
+    @property
+    def unheard(self) -> int:
+        """How many pieces the gateway has not taken."""
+        return self._incoming.qsize()
 
     @property
     def body(self) -> bytes:

@@ -146,7 +146,7 @@ class ChatRoute:
 
     def mount(self, api: Api) -> None:
         """Serve it."""
-        api.mount(OPERATION, self.create)
+        api.mount(OPERATION, self.create, hop=self.scribe.writer.hop)
 
     async def create(self, request: Request) -> Response:
         """The assistant's next message."""

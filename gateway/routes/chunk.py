@@ -96,7 +96,7 @@ class ChunkRoute:
 
     def mount(self, api: Api) -> None:
         """Serve it, with the upload's form beside the JSON body in the document."""
-        api.mount(OPERATION, self.create)
+        api.mount(OPERATION, self.create, hop=self.chunker.hop)
 
     async def create(self, request: Request) -> Response:
         """The document's chunks."""

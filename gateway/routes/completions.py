@@ -94,7 +94,7 @@ class CompletionRoute:
 
     def mount(self, api: Api) -> None:
         """Serve it."""
-        api.mount(OPERATION, self.create)
+        api.mount(OPERATION, self.create, hop=self.scribe.writer.hop)
 
     async def create(self, request: Request) -> Response:
         """The prompt's continuation."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -10,7 +9,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.answers import float_rows, json_answer, whole
+from gateway.answers import base64_rows, float_rows, json_answer, whole
 from gateway.api import Api, Operation
 from gateway.bodies import (
     ModelName,
@@ -90,7 +89,7 @@ class EmbeddingsRoute:
 
     def mount(self, api: Api) -> None:
         """Serve it."""
-        api.mount(OPERATION, self.create)
+        api.mount(OPERATION, self.create, hop=self.embedder.hop)
 
     async def create(self, request: Request) -> Response:
         """One vector per input, in their order."""
@@ -147,10 +146,7 @@ def truncated_header(positions: tuple[int, ...]) -> dict[str, str]:
 
 def _document(embeddings: Embeddings, encoding: str | None) -> dict[str, object]:
     vectors: list[str] | list[list[float]]
-    if encoding == "base64":
-        vectors = [base64.b64encode(embeddings.row_bytes(row)).decode("ascii") for row in range(embeddings.rows)]
-    else:
-        vectors = float_rows(embeddings)
+    vectors = base64_rows(embeddings) if encoding == "base64" else float_rows(embeddings)
     return {
         "object": "list",
         "model": embeddings.model,

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.api import PlainRoute
 from mesh.errors import NotFound
 
 # Only what this gateway serves itself may run: a document's text that ends up on the page cannot call elsewhere.
@@ -40,7 +41,7 @@ class PageRoutes:
     def mount(self, app: FastAPI) -> None:
         """Serve them, outside the API's own document."""
         for path, endpoint in (("/", self.home), ("/docs", self.docs), ("/pages/{name}", self.asset)):
-            app.add_api_route(path, endpoint, methods=["GET"], include_in_schema=False, response_model=None)
+            app.router.routes.append(PlainRoute(path, "GET", endpoint))
 
     async def home(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint's signature
         """Where to go from here."""

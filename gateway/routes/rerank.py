@@ -96,8 +96,8 @@ class RerankRoutes:
 
     def mount(self, api: Api) -> None:
         """Serve them."""
-        api.mount(COHERE, self.cohere)
-        api.mount(SHARED, self.shared)
+        api.mount(COHERE, self.cohere, hop=self.ranker.reranker.hop)
+        api.mount(SHARED, self.shared, hop=self.ranker.reranker.hop)
 
     async def cohere(self, request: Request) -> Response:
         """Cohere v2."""

@@ -101,8 +101,8 @@ class TeiRoutes:
 
     def mount(self, api: Api) -> None:
         """Serve them."""
-        api.mount(EMBED, self.embed)
-        api.mount(RERANK, self.rerank)
+        api.mount(EMBED, self.embed, hop=self.embedder.hop)
+        api.mount(RERANK, self.rerank, hop=self.ranker.reranker.hop)
         api.mount(INFO, self.info)
         api.mount(HEALTH, self.health)
 

@@ -14,7 +14,8 @@ from prometheus_client import REGISTRY
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.app import create_app
-from gateway.middleware import Attention
+from gateway.attention import Attention
+from gateway.exchange import Exchange
 from gateway.settings import GatewaySettings
 from gateway.testing import FakePeers, RawRequest
 from mesh.context import Priority
@@ -53,7 +54,7 @@ async def test_one_line_is_logged_per_request_without_content(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Status, outcome, time, model and counts; never the text."""
-    with caplog.at_level(logging.INFO, logger="gateway.middleware"):
+    with caplog.at_level(logging.INFO, logger="gateway.journal"):
         await client.post(URL, json={"input": "a canary text"})
     [record] = [record for record in caplog.records if record.message == "request"]
     logged: dict[str, Any] = record.fields  # type: ignore[attr-defined]
@@ -163,7 +164,9 @@ async def test_the_end_of_an_answer_is_not_taken_for_a_leaving_client() -> None:
             await asyncio.sleep(0)
         tidied.set()
 
-    await Attention(route)({"type": "http", "method": "POST"}, receive, send)
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    Exchange.open(scope)
+    await Attention(route)(scope, receive, send)
     assert tidied.is_set()
 
 
