@@ -19,6 +19,7 @@ from gateway.exchange import Exchange
 from gateway.journal import Journal
 from gateway.lifecycle import Lifecycle
 from gateway.problems import as_mesh_error, problem
+from mesh.clock import Clock, monotonic
 from mesh.context import current_call
 from mesh.errors import (
     Cancelled,
@@ -30,6 +31,7 @@ from mesh.errors import (
     PayloadTooLarge,
     Unavailable,
 )
+from mesh.resilience import ReturnSchedule
 from mesh.telemetry import get_logger
 
 _LOG = get_logger(__name__)
@@ -202,10 +204,13 @@ class Admission:
 
     always = frozenset({"/health", "/health/live", "/health/ready", "/metrics", "/status"})
 
-    def __init__(self, app: ASGIApp, *, most: int) -> None:
+    def __init__(self, app: ASGIApp, *, most: int, clock: Clock = monotonic) -> None:
         self._app = app
         self._most = most
+        self._clock = clock
         self._in_progress = 0
+        self._typical_seconds = 0.1
+        self._returns = ReturnSchedule(clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -216,10 +221,15 @@ class Admission:
             raise Overloaded(
                 f"This gateway is already busy with {self._in_progress} requests. Try again after the given time.",
                 reason="GATEWAY_LIMIT",
+                # As many are done in a typical request's time as there are places.
+                retry_after=self._returns.next(self._typical_seconds / self._most),
             )
         self._in_progress += 1
+        started = self._clock()
         try:
             await self._app(scope, receive, send)
+            # Only what was answered: refusals take no time, and would make the others look quick.
+            self._typical_seconds += 0.1 * (self._clock() - started - self._typical_seconds)
         finally:
             self._in_progress -= 1
 

@@ -172,7 +172,8 @@ def trace_id(call: CallContext) -> str:
 
 def _ours(error: MeshError, call: CallContext, path: str) -> dict[str, Any]:
     status = _status(error, Dialect.OURS)
-    optional = {"param": error.param, "hop": error.hop, "retry_after": retry_after_seconds(error)}
+    wait = retry_after_seconds(error)
+    optional = {"param": error.param, "hop": error.hop, "retry_after": None if wait is None else round(wait, 3)}
     return {
         "type": f"urn:torch-isolation-mesh:error:{error.code}",
         "title": _title(status),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -15,6 +17,9 @@ from gateway.testing import RawRequest
 from mesh.errors import InvalidRequest, NotFound, Overloaded, PayloadTooLarge
 from mesh.pb.chunking.v1 import chunking_pb2 as pb
 from mesh.pb.chunking.v1.chunking_pb2_grpc import ChunkingServiceServicer, add_ChunkingServiceServicer_to_server
+from mesh.pb.embedding.v1 import embedding_pb2
+from mesh.pb.llm.v1 import llm_pb2
+from mesh.pb.llm.v1.llm_pb2_grpc import LlmServiceServicer, add_LlmServiceServicer_to_server
 from mesh.serving import Capability
 from mesh.serving.calls import ServicerContext
 from mesh.testing import ScriptedEmbedding, serve
@@ -67,15 +72,16 @@ async def _ready() -> None:
 
 
 @asynccontextmanager
-async def gateway_to(*capabilities: Capability) -> AsyncIterator[httpx.AsyncClient]:
+async def gateway_to(
+    *capabilities: Capability, settings: dict[str, Any] | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a gateway whose services all lead to one worker with these capabilities."""
     async with serve(capabilities) as worker:
         url = {"url": worker.target}
         # The others lead nowhere, whatever runs on this machine's default ports.
         nowhere = {"url": "127.0.0.1:1"}
         services = {"embedding": url, "gpu": url, "reranking": nowhere, "llm": nowhere}
-        settings = GatewaySettings.model_validate({"services": services})
-        app = create_app(settings)
+        app = create_app(GatewaySettings.model_validate({"services": services, **(settings or {})}))
         transport = httpx.ASGITransport(app=app)
         async with (
             app.router.lifespan_context(app),
@@ -198,3 +204,155 @@ async def test_a_client_that_leaves_cancels_the_workers_call() -> None:
                 await task
                 await until(lambda: embedding.cancelled == 1)
     assert request.sent == []
+
+
+class TimedEmbedding(ScriptedEmbedding):
+    """Remembers how long each call may take, as the worker sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.remaining: list[float] = []
+
+    async def Embed(self, request: embedding_pb2.EmbedRequest, context: ServicerContext) -> embedding_pb2.EmbedResponse:
+        """As ever."""
+        self.remaining.append(context.time_remaining() or 0.0)
+        return await super().Embed(request, context)
+
+
+@pytest.mark.parametrize(
+    ("headers", "at_least", "at_most"),
+    [
+        ({"x-request-timeout-ms": "1500"}, 1.0, 1.5),
+        ({"x-stainless-read-timeout": "2"}, 1.5, 2.0),
+        ({"x-request-timeout-ms": "900000"}, 20.0, 30.0),
+        ({}, 20.0, 30.0),
+    ],
+)
+async def test_the_clients_time_reaches_the_worker(headers: dict[str, str], at_least: float, at_most: float) -> None:
+    """What the client allows, or the gateway's default where it allows more or says nothing; less the time it took."""
+    worker = TimedEmbedding()
+    timeouts = {"timeouts": {"embedding_seconds": 30}}
+    async with gateway_to(worker.capability(), settings=timeouts) as client:
+        answer = await client.post("/v1/embeddings", json={"input": "a"}, headers=headers)
+    assert answer.status_code == 200
+    [remaining] = worker.remaining
+    assert at_least < remaining <= at_most
+
+
+async def test_time_that_is_up_ends_the_workers_call_too() -> None:
+    """A typed 504 when the client's time is over, and no work for nobody."""
+    worker = ScriptedEmbedding(["hang"])
+    async with gateway_to(worker.capability()) as client, asyncio.timeout(5):
+        answer = await client.post("/v1/embeddings", json={"input": "a"}, headers={"x-request-timeout-ms": "200"})
+        await until(lambda: worker.cancelled == 1)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+
+class ScriptedWriter(LlmServiceServicer):
+    """Writes two pieces and then does what it was told: ``hang``, ``die`` (the process is gone), or an error."""
+
+    def __init__(self, then: str | Exception) -> None:
+        self.then = then
+        self.paused = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
+    async def Generate(
+        self, request: llm_pb2.GenerateRequest, context: ServicerContext
+    ) -> AsyncIterator[llm_pb2.GenerateResponse]:
+        """Header, two pieces, and no finish."""
+        yield llm_pb2.GenerateResponse(header=llm_pb2.GenerateHeader(model="scripted"))
+        yield llm_pb2.GenerateResponse(piece=llm_pb2.GeneratePiece(text="one "))
+        yield llm_pb2.GenerateResponse(piece=llm_pb2.GeneratePiece(text="two"))
+        self.paused.set()
+        if isinstance(self.then, Exception):
+            raise self.then
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+
+    def capability(self) -> Capability:
+        """As a worker's capability that is ready at once."""
+        return Capability(
+            service="llm.v1.LlmService",
+            register=lambda server: add_LlmServiceServicer_to_server(self, server),
+            start=_ready,
+        )
+
+
+STREAMS: list[tuple[str, dict[str, object]]] = [
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "stream": True}),
+    ("/v1/completions", {"prompt": "Hi", "stream": True}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), STREAMS)
+async def test_a_client_that_leaves_a_stream_cancels_the_workers_call(path: str, body: dict[str, object]) -> None:
+    """The writing ends in the worker, not only on the way."""
+    writer = ScriptedWriter("hang")
+    async with serve([writer.capability()]) as worker:
+        app = create_app(GatewaySettings.model_validate({"services": {"llm": {"url": worker.target}}}))
+        async with app.router.lifespan_context(app):
+            request = RawRequest("POST", path, {"content-type": "application/json"})
+            task = request.start(app)
+            request.say(json.dumps(body).encode())
+            await request.until(b"two")
+            request.leave()
+            async with asyncio.timeout(5):
+                await task
+                await writer.cancelled.wait()
+    assert not request.is_whole
+
+
+@pytest.mark.parametrize(("path", "body"), STREAMS)
+async def test_a_worker_that_dies_in_mid_stream_is_a_typed_error_event(path: str, body: dict[str, object]) -> None:
+    """After the last good token, within a second, without [DONE]; the answer ends."""
+    writer = ScriptedWriter("die")
+    async with serve([writer.capability()]) as worker:
+        app = create_app(GatewaySettings.model_validate({"services": {"llm": {"url": worker.target}}}))
+        async with app.router.lifespan_context(app):
+            request = RawRequest("POST", path, {"content-type": "application/json"})
+            task = request.start(app)
+            request.say(json.dumps(body).encode())
+            await request.until(b"two")
+            async with asyncio.timeout(3):
+                await worker.worker.stop()
+                await task
+    *good, last = request.body.decode().strip().split("\n\n")
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert (error["type"], error["code"]) == ("server_error", "connection_lost")
+    assert "two" in good[-1]
+    assert "[DONE]" not in request.body.decode()
+    assert request.is_whole
+
+
+async def test_a_worker_that_dies_in_mid_document_is_a_typed_last_line() -> None:
+    """The chunks that came are good, and the last line says that they are not all."""
+    chunker = DyingChunker()
+    async with serve([chunker.capability()]) as worker:
+        app = create_app(GatewaySettings.model_validate({"services": {"gpu": {"url": worker.target}}}))
+        async with app.router.lifespan_context(app):
+            headers = {"content-type": "application/json", "accept": "application/x-ndjson"}
+            request = RawRequest("POST", "/v1/chunk", headers)
+            task = request.start(app)
+            request.say(b'{"text": "a"}')
+            await request.until(b"chunk")
+            async with asyncio.timeout(3):
+                await worker.worker.stop()
+                await task
+    first, last = [json.loads(line) for line in request.body.splitlines() if line]
+    assert first["chunk"]["text"] == "good"
+    assert (last["error"]["code"], last["error"]["hop"]) == ("unavailable", "chunking")
+
+
+class DyingChunker(CountingChunker):
+    """Sends one chunk and then nothing any more."""
+
+    async def Chunk(
+        self,
+        request_iterator: AsyncIterator[pb.ChunkRequest],
+        context: ServicerContext,
+    ) -> AsyncIterator[pb.ChunkResponse]:
+        """One chunk."""
+        yield pb.ChunkResponse(chunk=pb.Chunk(index=0, text="good"))
+        await asyncio.Event().wait()

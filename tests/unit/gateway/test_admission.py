@@ -10,15 +10,17 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway.app import create_app
 from gateway.journal import REFUSALS_LOGGED_PER_SECOND, Journal
 from gateway.lifecycle import Lifecycle
-from gateway.middleware import Account, UnreadLimits
+from gateway.middleware import Account, Admission, UnreadLimits
 from gateway.settings import GatewaySettings
 from gateway.testing import FakePeers, RawRequest
 from mesh.context import Priority
 from mesh.errors import CircuitOpen, Overloaded
+from mesh.testing import FakeClock
 
 JSON = {"content-type": "application/json"}
 FULL = Overloaded("Full.", reason="HOP_LIMIT", hop="x", retry_after=0.25)
@@ -146,6 +148,36 @@ async def test_over_the_most_requests_in_progress_the_next_is_refused_at_once(pe
     )
     assert [request.status for request in slow] == [200, 200]
     assert again.status_code == 200
+
+
+async def test_those_who_are_refused_are_told_different_times() -> None:
+    """They come back one after another, as fast as requests are done, instead of all in one moment."""
+    clock = FakeClock()
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.set()
+        await go_on.wait()
+
+    async def nothing() -> Message:
+        raise AssertionError("nobody reads")
+
+    async def nobody(message: Message) -> None:
+        raise AssertionError("nobody writes")
+
+    admission = Admission(route, most=1, clock=clock)
+    scope = {"type": "http", "path": "/v1/embeddings"}
+    task = asyncio.create_task(admission(scope, nothing, nobody))
+    await begun.wait()
+    times = []
+    for _ in range(4):
+        with pytest.raises(Overloaded) as refused:
+            await admission(scope, nothing, nobody)
+        times.append(refused.value.retry_after)
+    go_on.set()
+    await task
+    assert times == pytest.approx([0.1, 0.1, 0.2, 0.3])
+    assert refused.value.reason == "GATEWAY_LIMIT"
 
 
 async def test_a_flood_of_refusals_is_logged_as_a_sum(

@@ -15,6 +15,7 @@ from mesh.errors import (
     InvalidBody,
     InvalidRequest,
     MeshError,
+    ModelUnusable,
     Overloaded,
     RetryAdvice,
     Unavailable,
@@ -109,6 +110,37 @@ def test_busy_and_away_always_say_when_to_come_back(dialect: Dialect) -> None:
     """A 429 or a 503 without Retry-After makes every client guess."""
     for error in (Overloaded("No."), Unavailable("No.")):
         assert dict(problem(error, dialect=dialect, call=CALL, path="/").headers)["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+@pytest.mark.parametrize("error_class", [Overloaded, Unavailable, CircuitOpen])
+@pytest.mark.parametrize(
+    ("seconds", "whole", "exact"),
+    [
+        (0.0, "1", "1"),
+        (0.0004, "1", "1"),
+        (0.25, "1", "250"),
+        (1.0, "1", "1000"),
+        (1.001, "2", "1001"),
+        (60, "60", "60000"),
+    ],
+)
+def test_when_to_come_back_is_the_errors_own_time(
+    dialect: Dialect, error_class: type[MeshError], seconds: float, whole: str, exact: str
+) -> None:
+    """Whole seconds rounded up for those who know nothing finer, and the exact time for those who do."""
+    error = error_class("No.", retry_after=seconds)
+    headers = dict(problem(error, dialect=dialect, call=CALL, path=PATHS[dialect]).headers)
+    assert (headers["retry-after"], headers["retry-after-ms"]) == (whole, exact)
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+@pytest.mark.parametrize("error", [ModelUnusable("No."), GpuOutOfMemory("No.")])
+def test_what_waiting_does_not_mend_names_no_time(dialect: Dialect, error: MeshError) -> None:
+    """A client that came back would meet the same."""
+    headers = dict(problem(error, dialect=dialect, call=CALL, path=PATHS[dialect]).headers)
+    assert "retry-after" not in headers
+    assert headers["x-should-retry"] == "false"
 
 
 def test_generation_is_retried_only_where_the_worker_said_when() -> None:
