@@ -93,12 +93,16 @@ class Embedder:
         self.runner.start()
 
     async def prove(self, *, deadline: Deadline) -> None:
-        """One real inference."""
-        await self.embed(_CANARY, deadline=deadline)
+        """One real inference, before whatever waits for the engine."""
+        await self._embed(_CANARY, deadline=deadline, priority=Priority.INTERACTIVE, canary=True)
 
     def progress(self) -> float:
         """Seconds for which admitted work has waited without progress; 0.0 when idle."""
         return self.runner.progress()
+
+    def failures(self) -> int:
+        """How many batches the engine failed since it last computed one; 0 when all is well."""
+        return self.runner.failures()
 
     async def stop(self) -> None:
         """Finish what was admitted and end the engine's thread."""
@@ -116,12 +120,17 @@ class Embedder:
             PayloadTooLarge: more inputs or tokens than the limits allow.
             Overloaded, DeadlineExceeded, GpuOutOfMemory, Unavailable: see Batcher.submit.
         """
+        return await self._embed(request, deadline=deadline, priority=priority)
+
+    async def _embed(
+        self, request: EmbeddingRequest, *, deadline: Deadline, priority: Priority, canary: bool = False
+    ) -> Embeddings:
         started = time.perf_counter()
         self._check(request)
-        tokenized = await self._tokenize(request)
+        tokenized = await self._tokenize(request, deadline=deadline, priority=priority, canary=canary)
         self.runner.require_tokens(tokenized.tokens, param="input")
         tokenization_seconds = time.perf_counter() - started
-        batched = await self.runner.submit(tokenized.inputs, deadline=deadline, priority=priority)
+        batched = await self.runner.submit(tokenized.inputs, deadline=deadline, priority=priority, canary=canary)
         vectors = self._shaped(batched, request)
         return Embeddings(
             vectors=vectors,
@@ -169,13 +178,21 @@ class Embedder:
                 param="dimensions",
             )
 
-    async def _tokenize(self, request: EmbeddingRequest) -> Tokenized:
+    async def _tokenize(
+        self, request: EmbeddingRequest, *, deadline: Deadline, priority: Priority, canary: bool
+    ) -> Tokenized:
         tokenizer = self.loaded.tokenizer
         if request.token_inputs:
             return tokenizer.token_inputs(request.token_inputs, request.truncation)
         prompt = self.loaded.model.card.prompts.get(request.input_type.value, "")
         texts = [prompt + text for text in request.texts] if prompt else request.texts
-        return await self.runner.tokenize(sum(map(len, texts)), lambda: tokenizer.singles(texts, request.truncation))
+        return await self.runner.tokenize(
+            sum(map(len, texts)),
+            lambda: tokenizer.singles(texts, request.truncation),
+            deadline=deadline,
+            priority=priority,
+            canary=canary,
+        )
 
     def _compute(self, inputs: Sequence[TokenizedInput]) -> Sequence[FloatArray]:
         """On the engine's thread: one vector per input, not normalised."""

@@ -35,6 +35,7 @@ def make_capability(
         register=servicer.register,
         start=life.start,
         canary=life.canary,
+        failures=life.failures,
         progress=life.progress,
         stop=life.stop,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Generic, Protocol, TypeVar
 
 from mesh.context import Priority
@@ -14,8 +15,9 @@ INTERACTIVE_BATCHES_BEFORE_BULK = 4
 """With both lanes full, bulk gets every fifth batch: interactive work waits little, bulk always moves."""
 
 _WINDOW_BATCHES = 8
-"""How many batches' worth of the oldest items are looked at to find items of similar length. More pads less, and costs
-time under the lock."""
+_WINDOW_ITEMS = 2048
+"""How many batches' worth of the oldest items, and how many items at most, are looked at to find items of similar
+length. More pads less, and costs time under the lock: 2048 are sorted in about a millisecond."""
 
 
 class Sized(Protocol):
@@ -37,6 +39,7 @@ class Ticket(Generic[W, R]):
 
     Attributes:
         results: one slot per item, in the caller's order.
+        canary: goes before all others and alone, so that it proves the engine while requests fill the queue.
         waiting: keys of the items that still queue.
         failure: set once, when any item fails; the rest of the ticket is then not computed.
     """
@@ -45,6 +48,7 @@ class Ticket(Generic[W, R]):
     deadline: Deadline
     priority: Priority
     admitted_at: float
+    canary: bool = False
     results: list[R | None] = field(init=False)
     open_items: int = field(init=False)
     waiting: set[int] = field(init=False, default_factory=set)
@@ -79,6 +83,20 @@ class Entry(Generic[W, R]):
         return self.ticket.works[self.index]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchBudgets:
+    """How large the next batch may be, in tokens, padding included.
+
+    Attributes:
+        tokens: of a batch of interactive work.
+        bulk_tokens: of a batch of bulk work; smaller while interactive requests may come at any moment, since a batch
+            that runs is not interrupted.
+    """
+
+    tokens: int
+    bulk_tokens: int
+
+
 class AdmissionQueue(Generic[W, R]):
     """Items waiting for the engine.
 
@@ -93,20 +111,26 @@ class AdmissionQueue(Generic[W, R]):
         self.batch_tokens = batch_tokens
         self.lane_tokens: dict[Priority, int] = dict.fromkeys(Priority, 0)
         self._lanes: dict[Priority, dict[int, Entry[W, R]]] = {priority: {} for priority in Priority}
+        self._canaries: dict[int, Entry[W, R]] = {}
         self._next_key = 0
         self._interactive_streak = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._lanes.values()))
+        return sum(map(len, self._lanes.values())) + len(self._canaries)
 
     @property
     def tokens(self) -> int:
         """Tokens that wait in both lanes."""
         return sum(self.lane_tokens.values())
 
+    @property
+    def canary_waits(self) -> bool:
+        """Whether the next batch is a canary."""
+        return bool(self._canaries)
+
     def add(self, ticket: Ticket[W, R]) -> None:
         """Queue all items of ``ticket`` behind those of its lane."""
-        lane = self._lanes[ticket.priority]
+        lane = self._lane_of(ticket)
         for index, work in enumerate(ticket.works):
             entry = Entry(self._next_key, ticket, index, work.tokens)
             self._next_key += 1
@@ -116,26 +140,34 @@ class AdmissionQueue(Generic[W, R]):
 
     def remove(self, ticket: Ticket[W, R]) -> None:
         """Take out what is left of ``ticket``: nobody waits for it."""
-        lane = self._lanes[ticket.priority]
+        lane = self._lane_of(ticket)
         for key in ticket.waiting:
             self.lane_tokens[ticket.priority] -= lane.pop(key).tokens
         ticket.waiting.clear()
 
-    def take(self) -> list[Entry[W, R]]:
+    def take(self, budgets: BatchBudgets | None = None) -> list[Entry[W, R]]:
         """Remove and return the next batch; empty when nothing waits.
 
-        A batch that the chosen lane does not fill is filled from the other: padding would be computed anyway.
+        An interactive batch takes no bulk along, which would keep its callers waiting longer than when alone; room in
+        a bulk batch is filled with interactive work, which would wait for its end anyway.
         """
-        chosen = self._choose_lane()
-        if chosen is None:
-            return []
-        batch = self._cut(list(self._window(chosen)))
-        self._interactive_streak = self._interactive_streak + 1 if chosen is Priority.INTERACTIVE else 0
+        if self._canaries:
+            batch = list(self._canaries.values())
+        else:
+            chosen = self._choose_lane()
+            if chosen is None:
+                return []
+            budget = self._budget(chosen, budgets)
+            batch = self._cut(list(self._window(chosen, budget)), budget)
+            self._interactive_streak = self._interactive_streak + 1 if chosen is Priority.INTERACTIVE else 0
         for entry in batch:
-            del self._lanes[entry.ticket.priority][entry.key]
+            del self._lane_of(entry.ticket)[entry.key]
             entry.ticket.waiting.discard(entry.key)
             self.lane_tokens[entry.ticket.priority] -= entry.tokens
         return batch
+
+    def _lane_of(self, ticket: Ticket[W, R]) -> dict[int, Entry[W, R]]:
+        return self._canaries if ticket.canary else self._lanes[ticket.priority]
 
     def _choose_lane(self) -> Priority | None:
         interactive, bulk = self._lanes[Priority.INTERACTIVE], self._lanes[Priority.BULK]
@@ -143,18 +175,25 @@ class AdmissionQueue(Generic[W, R]):
             return Priority.INTERACTIVE
         return Priority.BULK if bulk else None
 
-    def _window(self, chosen: Priority) -> Iterator[Entry[W, R]]:
-        """The oldest items of the chosen lane, then of the other, up to a few batches' worth of tokens."""
-        other = Priority.BULK if chosen is Priority.INTERACTIVE else Priority.INTERACTIVE
-        room = _WINDOW_BATCHES * self.batch_tokens
-        for lane in (self._lanes[chosen], self._lanes[other]):
-            for entry in lane.values():
-                yield entry
-                room -= entry.tokens
-                if room <= 0:
-                    return
+    def _budget(self, chosen: Priority, budgets: BatchBudgets | None) -> int:
+        if budgets is None:
+            return self.batch_tokens
+        wanted = budgets.tokens if chosen is Priority.INTERACTIVE else budgets.bulk_tokens
+        return max(1, min(self.batch_tokens, wanted))
 
-    def _cut(self, window: list[Entry[W, R]]) -> list[Entry[W, R]]:
+    def _window(self, chosen: Priority, budget: int) -> Iterator[Entry[W, R]]:
+        """The oldest items that may share a batch of the chosen lane, up to a few batches' worth of tokens."""
+        lanes = [self._lanes[chosen]]
+        if chosen is Priority.BULK:
+            lanes.append(self._lanes[Priority.INTERACTIVE])
+        room = _WINDOW_BATCHES * budget
+        for entry in islice(chain.from_iterable(lane.values() for lane in lanes), _WINDOW_ITEMS):
+            yield entry
+            room -= entry.tokens
+            if room <= 0:
+                return
+
+    def _cut(self, window: list[Entry[W, R]], budget: int) -> list[Entry[W, R]]:
         """The run of similar length around the oldest item (the window's first) that fits the budget."""
         oldest = window[0]
         by_length = sorted(window, key=lambda entry: (entry.tokens, entry.key))
@@ -163,8 +202,8 @@ class AdmissionQueue(Generic[W, R]):
             shorter = by_length[low - 1] if low else None
             longer = by_length[high + 1] if high + 1 < len(by_length) else None
             size = high - low + 2
-            fits_shorter = shorter is not None and by_length[high].tokens * size <= self.batch_tokens
-            fits_longer = longer is not None and longer.tokens * size <= self.batch_tokens
+            fits_shorter = shorter is not None and by_length[high].tokens * size <= budget
+            fits_longer = longer is not None and longer.tokens * size <= budget
             if not (fits_shorter or fits_longer):
                 return by_length[low : high + 1]
             if fits_longer and fits_shorter and shorter is not None and longer is not None:

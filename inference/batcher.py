@@ -9,28 +9,34 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, cast
 
 from inference.admission import AdmissionQueue, Entry, R, Ticket, W
 from inference.engines import DeviceOutOfMemory
 from inference.metrics import BatchMetrics
+from inference.pace import Computed, Pace
+from inference.recovery import Recovery
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, GpuOutOfMemory, Internal, MeshError, Overloaded, Unavailable
+from mesh.resilience.returning import ReturnSchedule
 from mesh.telemetry import fields, get_logger
 
 log = get_logger(__name__)
 
-_RATE_WEIGHT = 0.2
-"""Of the newest batch in the running average of the engine's speed."""
+_DEADLINE_SHARE = 0.8
+"""Of the time that a request has left, which its computed wait may take: work that ends just too late is computed for
+nobody, and under overload the queue is always as long as is let in."""
 _SHORTEST_RETRY_SECONDS = 0.1
 _LONGEST_RETRY_SECONDS = 60.0
 _BULK_SHARE = 0.75
 """Of the queue, so that bulk work never leaves interactive requests without room."""
-_JOIN_SECONDS = 10.0
+_JOIN_SECONDS = 3.0
+"""Nobody waits for the batch that runs when the worker ends; longer than this it is not waited for either."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +82,8 @@ class Batcher(Generic[W, R]):
 
     Args:
         run: computes a batch on the engine's thread, one result per item in order. It may raise DeviceOutOfMemory
-            (the batch is split), a MeshError (it reaches the callers concerned), or anything else (Internal).
+            (the batch is split), a MeshError (it reaches the callers concerned), or anything else (Internal). A failing
+            batch is split until the request at fault stands alone.
         limits: see BatchLimits.
         capability: name for metrics, log lines and the thread.
         clock: passed in by tests.
@@ -98,8 +105,17 @@ class Batcher(Generic[W, R]):
         self._queue: AdmissionQueue[W, R] = AdmissionQueue(limits.batch_tokens)
         self._changed = threading.Condition()
         self._futures: dict[Ticket[W, R], asyncio.Future[None]] = {}
-        self._tokens_per_second = limits.initial_tokens_per_second
+        self._recovery: Recovery[W, R] = Recovery()
+        self._pace = Pace(
+            batch_tokens=limits.batch_tokens, tokens_per_second=limits.initial_tokens_per_second, clock=clock
+        )
+        self._returns = ReturnSchedule(
+            clock=clock, shortest_seconds=_SHORTEST_RETRY_SECONDS, longest_seconds=_LONGEST_RETRY_SECONDS
+        )
+        self._reserved_tokens: dict[Priority, int] = dict.fromkeys(Priority, 0)
         self._running_tokens = 0
+        self._backlogged = False
+        self._failures = 0
         self._last_progress = clock()
         self._draining = False
         self._broken: MeshError | None = None
@@ -113,23 +129,48 @@ class Batcher(Generic[W, R]):
         self._thread = threading.Thread(target=self._serve, name=f"{self._capability}-engine", daemon=True)
         self._thread.start()
 
-    async def submit(self, works: Sequence[W], *, deadline: Deadline, priority: Priority) -> Batched[R]:
+    @contextmanager
+    def reserved(self, tokens: int, *, deadline: Deadline, priority: Priority) -> Iterator[None]:
+        """Hold room for a request of about so many tokens while it is made ready, before any work is put into it.
+
+        Raises:
+            Overloaded, Unavailable: as ``submit`` would.
+        """
+        with self._changed:
+            self._require_room(tokens, deadline, priority)
+            self._reserved_tokens[priority] += tokens
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._reserved_tokens[priority] -= tokens
+
+    async def submit(
+        self, works: Sequence[W], *, deadline: Deadline, priority: Priority, canary: bool = False
+    ) -> Batched[R]:
         """Compute ``works`` and return their results in order.
 
         Cancelling the awaiting task takes what still waits out of the queue.
+
+        Args:
+            works: the items.
+            deadline: when the caller stops waiting.
+            priority: the lane to queue in.
+            canary: proves the engine: it goes before all others, and a full queue does not keep it out.
 
         Raises:
             Overloaded: too many tokens wait, or the wait is longer than the deadline; retry_after is measured.
             DeadlineExceeded: the time was up before all of it was computed.
             GpuOutOfMemory: one item alone does not fit the device.
-            Unavailable: draining.
+            Internal: the engine failed on it.
+            Unavailable: draining, or the engine fails whatever it is given.
         """
         if not works:
             return Batched([], BatchTimings(0.0, 0.0, 0))
         deadline.require()
         if self._loop is None:
             raise RuntimeError("submit before start")
-        ticket: Ticket[W, R] = Ticket(works, deadline, priority, admitted_at=self._clock())
+        ticket: Ticket[W, R] = Ticket(works, deadline, priority, admitted_at=self._clock(), canary=canary)
         done = self._loop.create_future()
         with self._changed:
             self._admit(ticket)
@@ -151,8 +192,11 @@ class Batcher(Generic[W, R]):
     def progress(self) -> float:
         """Seconds for which admitted work has waited without a batch beginning or ending; 0.0 when idle."""
         with self._changed:
-            busy = bool(self._running_tokens or len(self._queue))
-            return max(0.0, self._clock() - self._last_progress) if busy else 0.0
+            return max(0.0, self._clock() - self._last_progress) if self._busy() else 0.0
+
+    def failures(self) -> int:
+        """How many batches the engine failed since it last computed one; 0 when all is well."""
+        return self._failures
 
     @property
     def queued_tokens(self) -> int:
@@ -162,7 +206,7 @@ class Batcher(Generic[W, R]):
     @property
     def tokens_per_second(self) -> float:
         """The engine's speed as a running average; 0.0 before it is known."""
-        return self._tokens_per_second
+        return self._pace.tokens_per_second
 
     async def stop(self) -> None:
         """Refuse new work, finish what was admitted, end the thread. Returns at once when never started."""
@@ -175,40 +219,49 @@ class Batcher(Generic[W, R]):
 
     # -- on the event loop, holding the lock --------------------------------------------------------------------------
 
+    def _busy(self) -> bool:
+        return bool(self._running_tokens or len(self._queue) or len(self._recovery))
+
     def _admit(self, ticket: Ticket[W, R]) -> None:
+        self._require_serving()
+        if not ticket.canary:
+            wanted = sum(each.tokens for each in ticket.works)
+            self._require_room(wanted, ticket.deadline, ticket.priority)
+            self._pace.arrived(ticket.priority)
+        if not self._busy():
+            self._last_progress = ticket.admitted_at
+        self._queue.add(ticket)
+        self._metrics.queued(self._queue.tokens)
+
+    def _require_serving(self) -> None:
         if self._broken is not None:
             raise self._broken
         if self._draining:
             self._metrics.refused("draining")
             raise Unavailable("The worker is draining; another one will answer.", reason="DRAINING", retry_after=1.0)
-        wanted = sum(each.tokens for each in ticket.works)
-        bulk = ticket.priority is Priority.BULK
+
+    def _require_room(self, tokens: int, deadline: Deadline, priority: Priority) -> None:
+        self._require_serving()
+        bulk = priority is Priority.BULK
         room = self._limits.queued_tokens * (_BULK_SHARE if bulk else 1.0)
-        over = self._queue.tokens + wanted - room
-        if over > 0 and len(self._queue):
-            self._metrics.refused("full")
-            raise self._overloaded("The queue is full; come back a little later.", "QUEUE_FULL", self._seconds(over))
-        ahead = self._queue.tokens if bulk else self._queue.lane_tokens[Priority.INTERACTIVE]
-        wait = self._seconds(ahead + self._running_tokens)
-        if wait > ticket.deadline.remaining():
-            self._metrics.refused("full")
-            raise self._overloaded(
-                "The queue is longer than the request's deadline allows; come back later or allow more time.",
-                "QUEUE_LONGER_THAN_DEADLINE",
-                wait - ticket.deadline.remaining(),
-            )
-        if not self._running_tokens and not len(self._queue):
-            self._last_progress = ticket.admitted_at
-        self._queue.add(ticket)
-        self._metrics.queued(self._queue.tokens)
+        taken = self._queue.tokens + sum(self._reserved_tokens.values())
+        over = taken + tokens - room
+        if over > 0 and taken:
+            raise self._overloaded("The queue is full; come back a little later.", "QUEUE_FULL", tokens, over)
+        interactive = self._queue.lane_tokens[Priority.INTERACTIVE] + self._reserved_tokens[Priority.INTERACTIVE]
+        ahead = (taken if bulk else interactive) + self._running_tokens
+        late = self._pace.seconds(ahead + tokens) - _DEADLINE_SHARE * deadline.remaining()
+        # With nothing ahead it is tried: waiting would not make it faster, and only work corrects a wrong estimate.
+        if ahead and late > 0:
+            over = late * self._pace.tokens_per_second
+            message = "The queue is longer than the request's deadline allows; come back later or allow more time."
+            raise self._overloaded(message, "QUEUE_LONGER_THAN_DEADLINE", tokens, over)
 
-    def _overloaded(self, message: str, reason: str, seconds: float) -> Overloaded:
-        retry_after = min(_LONGEST_RETRY_SECONDS, max(_SHORTEST_RETRY_SECONDS, seconds))
+    def _overloaded(self, message: str, reason: str, tokens: float, over: float) -> Overloaded:
+        """A refusal of so many tokens, ``over`` of which have no room now."""
+        self._metrics.refused("full")
+        retry_after = self._returns.next(self._pace.seconds(tokens), self._pace.seconds(over))
         return Overloaded(message, reason=reason, retry_after=round(retry_after, 3))
-
-    def _seconds(self, tokens: float) -> float:
-        """How long the engine takes for ``tokens``; 0.0 while its speed is unknown."""
-        return tokens / self._tokens_per_second if self._tokens_per_second else 0.0
 
     def _forget(self, ticket: Ticket[W, R]) -> None:
         with self._changed:
@@ -233,14 +286,21 @@ class Batcher(Generic[W, R]):
         """Wait for work, drop what nobody can use, and cut a batch. Empty when drained."""
         with self._changed:
             while True:
-                batch = [entry for entry in self._queue.take() if self._still_wanted(entry.ticket)]
+                batch = [entry for entry in self._take() if self._still_wanted(entry.ticket)]
                 if batch:
                     self._begin(batch)
                     return batch
-                if not len(self._queue):
+                if not len(self._queue) and not len(self._recovery):
                     if self._draining:
                         return []
                     self._changed.wait()
+
+    def _take(self) -> list[Entry[W, R]]:
+        """A canary, or a part of a failed batch, or the next batch of the queue."""
+        if len(self._recovery) and not self._queue.canary_waits:
+            return self._recovery.take(self._queue.batch_tokens)
+        self._recovery.fresh()
+        return self._queue.take(self._pace.budgets())
 
     def _still_wanted(self, ticket: Ticket[W, R]) -> bool:
         if not ticket.over and ticket.deadline.expired:
@@ -252,11 +312,12 @@ class Batcher(Generic[W, R]):
         now = self._clock()
         self._last_progress = now
         self._running_tokens = sum(entry.tokens for entry in batch)
+        self._backlogged = len(self._queue) > 0
         self._metrics.queued(self._queue.tokens)
         for entry in batch:
             if entry.ticket.started_at is None:
                 entry.ticket.started_at = now
-                self._metrics.waited(entry.ticket.priority.value, now - entry.ticket.admitted_at)
+                self._metrics.waited(entry.ticket.priority, now - entry.ticket.admitted_at)
 
     def _end(self) -> None:
         with self._changed:
@@ -264,10 +325,6 @@ class Batcher(Generic[W, R]):
             self._running_tokens = 0
 
     def _compute(self, batch: list[Entry[W, R]]) -> None:
-        """Run one batch; where it fails, halve it until the item at fault stands alone."""
-        batch = [entry for entry in batch if not entry.ticket.over]
-        if not batch:
-            return
         started = self._clock()
         try:
             results = self._run([entry.work for entry in batch])
@@ -279,19 +336,20 @@ class Batcher(Generic[W, R]):
         self._finish(batch, results, self._clock() - started)
 
     def _recover(self, batch: list[Entry[W, R]], error: Exception) -> None:
+        """Have the parts of a failed batch tried again, or fail the request that stands alone."""
         out_of_memory = isinstance(error, DeviceOutOfMemory)
-        with self._changed:
-            self._last_progress = self._clock()
-        self._metrics.failed("oom" if out_of_memory else "error")
-        if len(batch) == 1:
-            self._fail(batch[0].ticket, error)
-            return
-        self._metrics.split("oom" if out_of_memory else "error")
-        if out_of_memory:
+        self._metrics.failed(out_of_memory=out_of_memory)
+        if out_of_memory and len(batch) > 1:
             self._shrink_budget(batch)
-        middle = len(batch) // 2
-        self._compute(batch[:middle])
-        self._compute(batch[middle:])
+        with self._changed:
+            self._failures += 1
+            given_up = self._recovery.failed(batch, out_of_memory=out_of_memory)
+        if given_up:
+            log.error("a batch failed", exc_info=error, extra=fields(capability=self._capability, items=len(given_up)))
+            failure = _failure_of(error, futile=self._recovery.futile)
+            self._fail(given_up, failure)
+        else:
+            self._metrics.split(out_of_memory=out_of_memory)
 
     def _shrink_budget(self, batch: list[Entry[W, R]]) -> None:
         """Memory that did not suffice once will not suffice again: the next batches are cut smaller from the start."""
@@ -301,25 +359,22 @@ class Batcher(Generic[W, R]):
             budget = self._queue.batch_tokens
         log.warning("out of memory: smaller batches", extra=fields(capability=self._capability, batch_tokens=budget))
 
-    def _fail(self, ticket: Ticket[W, R], error: Exception) -> None:
-        if isinstance(error, MeshError):
-            failure: MeshError = error
-        elif isinstance(error, DeviceOutOfMemory):
-            failure = GpuOutOfMemory("One input alone does not fit the device's memory; send a shorter one.")
-        else:
-            log.error("a batch failed", exc_info=error, extra=fields(capability=self._capability))
-            failure = Internal("The engine failed on this request; the worker's log has the traceback.")
+    def _fail(self, entries: list[Entry[W, R]], failure: MeshError) -> None:
         with self._changed:
-            self._settle(ticket, failure)
+            for entry in entries:
+                if not entry.ticket.over:
+                    self._settle(entry.ticket, failure)
 
     def _finish(self, batch: list[Entry[W, R]], results: Sequence[R], seconds: float) -> None:
-        tokens = sum(entry.tokens for entry in batch)
+        computed = Computed(entries=batch, seconds=seconds, backlogged=self._backlogged)
         self._metrics.batch(
-            size=len(batch), tokens=tokens, longest=max(entry.tokens for entry in batch), seconds=seconds
+            size=len(batch), tokens=computed.tokens, padded_tokens=computed.padded_tokens, seconds=seconds
         )
         with self._changed:
             self._last_progress = self._clock()
-            self._learn_speed(tokens, seconds)
+            self._failures = 0
+            self._recovery.succeeded()
+            self._pace.computed(computed)
             for entry, result in zip(batch, results, strict=True):
                 entry.ticket.results[entry.index] = result
                 entry.ticket.open_items -= 1
@@ -328,14 +383,6 @@ class Batcher(Generic[W, R]):
                 ticket.largest_batch = max(ticket.largest_batch, len(batch))
                 if ticket.open_items == 0:
                     self._settle(ticket, None)
-
-    def _learn_speed(self, tokens: int, seconds: float) -> None:
-        # A nearly empty batch says little about a full one: its time is mostly overhead.
-        if seconds <= 0 or tokens < self._queue.batch_tokens // 4:
-            return
-        speed = tokens / seconds
-        known = self._tokens_per_second
-        self._tokens_per_second = known + _RATE_WEIGHT * (speed - known) if known else speed
 
     def _settle(self, ticket: Ticket[W, R], failure: MeshError | None) -> None:
         """Answer the caller, and take what is left of a failed ticket out of the queue. Holds the lock."""
@@ -348,6 +395,7 @@ class Batcher(Generic[W, R]):
     def _fail_everything(self, failure: MeshError) -> None:
         with self._changed:
             self._broken = failure
+            self._failures += 1
             for ticket in list(self._futures):
                 self._settle(ticket, failure)
 
@@ -364,6 +412,17 @@ def _collected(ticket: Ticket[W, R]) -> Batched[R]:
     timings = BatchTimings(queue_seconds, ticket.inference_seconds, ticket.largest_batch)
     # Without a failure every slot is filled.
     return Batched(cast("list[R]", ticket.results), timings)
+
+
+def _failure_of(error: Exception, *, futile: bool) -> MeshError:
+    """What the callers are told whose batch failed."""
+    if isinstance(error, MeshError):
+        return error
+    if isinstance(error, DeviceOutOfMemory):
+        return GpuOutOfMemory("One input alone does not fit the device's memory; send a shorter one.")
+    if futile:
+        return Unavailable("The engine fails; another worker may answer.", reason="ENGINE_FAILING", retry_after=1.0)
+    return Internal("The engine failed on this request; the worker's log has the traceback.")
 
 
 def _too_late() -> DeadlineExceeded:

@@ -30,11 +30,15 @@ class Served(Protocol):
         ...
 
     async def prove(self, *, deadline: Deadline) -> None:
-        """One real inference."""
+        """One real inference, before whatever waits for the engine."""
         ...
 
     def progress(self) -> float:
         """Seconds for which admitted work has waited without progress; 0.0 when idle."""
+        ...
+
+    def failures(self) -> int:
+        """How many batches the engine failed since it last computed one; 0 when all is well."""
         ...
 
     async def stop(self) -> None:
@@ -98,6 +102,10 @@ class ModelLife(Generic[S]):
     def progress(self) -> float:
         """Seconds for which admitted work has waited without progress; 0.0 when idle."""
         return self._served.progress() if self._served is not None else 0.0
+
+    def failures(self) -> int:
+        """How many batches the engine failed since it last computed one; 0 when all is well."""
+        return self._served.failures() if self._served is not None else 0
 
     async def stop(self) -> None:
         """Finish what was admitted and end the engine's thread."""

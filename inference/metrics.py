@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Literal, get_args
 
 from prometheus_client import Counter, Gauge, Histogram
+
+from mesh.context import Priority
+
+Refusal = Literal["full", "deadline", "cancelled", "draining"]
+
+_REFUSALS: tuple[Refusal, ...] = get_args(Refusal)
+_FAILURE_KINDS = ("oom", "error")
 
 _QUEUE_TOKENS = Gauge("mesh_batch_queue_tokens", "Tokens that wait for the engine.", ["capability"])
 _BATCH_SIZE = Histogram(
@@ -29,35 +36,43 @@ _FAILURES = Counter("mesh_batch_failures_total", "Batches that the engine failed
 _SPLITS = Counter("mesh_batch_splits_total", "Batches split after a failure.", ["capability", "why"])
 
 
-@dataclass(frozen=True, slots=True)
 class BatchMetrics:
-    """The batcher's metrics, bound to one capability."""
+    """The batcher's metrics, bound to one capability. Series are looked up once: a refusal has to be cheap."""
 
-    capability: str
+    def __init__(self, capability: str) -> None:
+        self._queue_tokens = _QUEUE_TOKENS.labels(capability)
+        self._size = _BATCH_SIZE.labels(capability)
+        self._tokens = _TOKENS.labels(capability)
+        self._padding = _PADDING.labels(capability)
+        self._inference_seconds = _INFERENCE_SECONDS.labels(capability)
+        self._queue_seconds = {lane: _QUEUE_SECONDS.labels(capability, lane.value) for lane in Priority}
+        self._refused = {why: _REFUSED.labels(capability, why) for why in _REFUSALS}
+        self._failures = {why: _FAILURES.labels(capability, why) for why in _FAILURE_KINDS}
+        self._splits = {why: _SPLITS.labels(capability, why) for why in _FAILURE_KINDS}
 
     def queued(self, tokens: int) -> None:
         """Tokens that wait now."""
-        _QUEUE_TOKENS.labels(self.capability).set(tokens)
+        self._queue_tokens.set(tokens)
 
-    def batch(self, *, size: int, tokens: int, longest: int, seconds: float) -> None:
+    def batch(self, *, size: int, tokens: int, padded_tokens: int, seconds: float) -> None:
         """One batch is computed."""
-        _BATCH_SIZE.labels(self.capability).observe(size)
-        _TOKENS.labels(self.capability).inc(tokens)
-        _PADDING.labels(self.capability).inc(size * longest - tokens)
-        _INFERENCE_SECONDS.labels(self.capability).observe(seconds)
+        self._size.observe(size)
+        self._tokens.inc(tokens)
+        self._padding.inc(padded_tokens - tokens)
+        self._inference_seconds.observe(seconds)
 
-    def waited(self, lane: str, seconds: float) -> None:
+    def waited(self, lane: Priority, seconds: float) -> None:
         """A request's first item went to the engine."""
-        _QUEUE_SECONDS.labels(self.capability, lane).observe(seconds)
+        self._queue_seconds[lane].observe(seconds)
 
-    def refused(self, why: str) -> None:
-        """A request was not computed: ``full``, ``deadline``, ``cancelled`` or ``draining``."""
-        _REFUSED.labels(self.capability, why).inc()
+    def refused(self, why: Refusal) -> None:
+        """A request was not computed."""
+        self._refused[why].inc()
 
-    def failed(self, why: str) -> None:
-        """The engine failed a batch: ``oom`` or ``error``."""
-        _FAILURES.labels(self.capability, why).inc()
+    def failed(self, *, out_of_memory: bool) -> None:
+        """The engine failed a batch."""
+        self._failures["oom" if out_of_memory else "error"].inc()
 
-    def split(self, why: str) -> None:
-        """A failing batch was split: ``oom`` or ``error``."""
-        _SPLITS.labels(self.capability, why).inc()
+    def split(self, *, out_of_memory: bool) -> None:
+        """A failing batch was split."""
+        self._splits["oom" if out_of_memory else "error"].inc()

@@ -8,17 +8,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from inference.admission import R, W
+from inference.admission import R, Sized, W
 from inference.batcher import Batched, Batcher, BatchLimits
 from inference.loading import LoadedModel
 from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.errors import NotFound, PayloadTooLarge
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Sized)
 
 _INLINE_CHARACTERS = 4096
 """Tokenizing this much takes less time than handing it to another thread and back."""
+_FIRST_DENSITY = 0.25
+"""Tokens in a character of English, until this worker's own requests have told."""
+_DENSITY_WEIGHT = 0.05
+"""Of the newest request in the running average."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,7 @@ class ModelRunner(Generic[W, R]):
         self.limits = limits
         self.name = loaded.model.name
         self.aliases = tuple(dict.fromkeys(alias for alias in aliases if alias != self.name))
+        self._tokens_per_character = _FIRST_DENSITY
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizing")
         self._batcher: Batcher[W, R] = Batcher(
             compute,
@@ -74,6 +79,10 @@ class ModelRunner(Generic[W, R]):
     def progress(self) -> float:
         """Seconds for which admitted work has waited without progress; 0.0 when idle."""
         return self._batcher.progress()
+
+    def failures(self) -> int:
+        """How many batches the engine failed since it last computed one; 0 when all is well."""
+        return self._batcher.failures()
 
     async def stop(self) -> None:
         """Finish what was admitted and end the engine's thread."""
@@ -110,15 +119,31 @@ class ModelRunner(Generic[W, R]):
                 param=param,
             )
 
-    async def tokenize(self, characters: int, work: Callable[[], T]) -> T:
-        """Run ``work``, which tokenizes ``characters``: here when it is little, else off the event loop."""
-        if characters <= _INLINE_CHARACTERS:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
+    async def tokenize(
+        self, characters: int, work: Callable[[], T], *, deadline: Deadline, priority: Priority, canary: bool = False
+    ) -> T:
+        """Run ``work``, which tokenizes ``characters``: here when it is little, else off the event loop.
 
-    async def submit(self, works: Sequence[W], *, deadline: Deadline, priority: Priority) -> Batched[R]:
+        Raises:
+            Overloaded, Unavailable: there is no room for what will come of it, so nothing was tokenized.
+        """
+        if canary:
+            return work()
+        estimate = max(1, round(characters * self._tokens_per_character))
+        with self._batcher.reserved(estimate, deadline=deadline, priority=priority):
+            if characters <= _INLINE_CHARACTERS:
+                found = work()
+            else:
+                found = await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
+        density = found.tokens / max(1, characters)
+        self._tokens_per_character += _DENSITY_WEIGHT * (density - self._tokens_per_character)
+        return found
+
+    async def submit(
+        self, works: Sequence[W], *, deadline: Deadline, priority: Priority, canary: bool = False
+    ) -> Batched[R]:
         """See Batcher.submit."""
-        return await self._batcher.submit(works, deadline=deadline, priority=priority)
+        return await self._batcher.submit(works, deadline=deadline, priority=priority, canary=canary)
 
 
 def short_name(name: str) -> str:

@@ -119,4 +119,17 @@ class WorkerSettings(MeshSettings):
     canary_interval_seconds: float = Field(
         15.0, gt=0, le=3600, description="An idle capability proves itself by one real inference this often."
     )
+    canary_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=3600,
+        description="An engine that takes longer for this inference is given up: the process exits. 0 means the "
+        "watchdog's limit.",
+    )
+    canary_retry_seconds: float = Field(
+        15.0,
+        gt=0,
+        le=3600,
+        description="Pause after a failed canary, until the next one. Three in a row are the end: the process exits.",
+    )
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people (text) or machines (json).")

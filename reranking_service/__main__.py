@@ -17,6 +17,7 @@ def make_capability(settings: RerankingSettings) -> Capability:
         register=servicer.register,
         start=life.start,
         canary=life.canary,
+        failures=life.failures,
         progress=life.progress,
         stop=life.stop,
     )

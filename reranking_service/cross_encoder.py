@@ -33,7 +33,9 @@ class CrossEncoderScorer:
             loaded, self._compute, limits, capability="reranking", aliases=(short_name(loaded.model.name), *aliases)
         )
 
-    async def score(self, request: RerankingRequest, *, deadline: Deadline, priority: Priority) -> Scored:
+    async def score(
+        self, request: RerankingRequest, *, deadline: Deadline, priority: Priority, canary: bool = False
+    ) -> Scored:
         """See Scorer."""
         started = time.perf_counter()
         pairs = await self.runner.tokenize(
@@ -44,10 +46,13 @@ class CrossEncoderScorer:
                 request.truncation,
                 max_document_tokens=request.max_tokens_per_document,
             ),
+            deadline=deadline,
+            priority=priority,
+            canary=canary,
         )
         tokenization_seconds = time.perf_counter() - started
         self.runner.require_tokens(pairs.tokens, param="documents")
-        scored = await self.runner.submit(pairs.inputs, deadline=deadline, priority=priority)
+        scored = await self.runner.submit(pairs.inputs, deadline=deadline, priority=priority, canary=canary)
         return Scored(
             raw=np.array(scored.results, dtype=np.float32),
             tokens=pairs.tokens,

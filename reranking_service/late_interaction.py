@@ -46,6 +46,18 @@ class _Work:
         return self.input.tokens
 
 
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """A request as the model reads it."""
+
+    query: Tokenized
+    documents: Tokenized
+
+    @property
+    def tokens(self) -> int:
+        return self.query.tokens + self.documents.tokens
+
+
 class LateInteractionScorer:
     """MaxSim over the token states of one encoder. See Scorer.
 
@@ -60,19 +72,30 @@ class LateInteractionScorer:
             loaded, self._compute, limits, capability="reranking", aliases=aliases
         )
 
-    async def score(self, request: RerankingRequest, *, deadline: Deadline, priority: Priority) -> Scored:
+    async def score(
+        self, request: RerankingRequest, *, deadline: Deadline, priority: Priority, canary: bool = False
+    ) -> Scored:
         """See Scorer. The query is encoded once, whatever the number of documents."""
         started = time.perf_counter()
-        query, documents = await self.runner.tokenize(request.characters, lambda: self._tokenized(request))
+        texts = await self.runner.tokenize(
+            request.characters,
+            lambda: self._tokenized(request),
+            deadline=deadline,
+            priority=priority,
+            canary=canary,
+        )
+        query, documents = texts.query, texts.documents
         tokenization_seconds = time.perf_counter() - started
-        self.runner.require_tokens(query.tokens + documents.tokens, param="documents")
-        encoded = await self.runner.submit([_Work(query.inputs[0])], deadline=deadline, priority=priority)
+        self.runner.require_tokens(texts.tokens, param="documents")
+        encoded = await self.runner.submit(
+            [_Work(query.inputs[0])], deadline=deadline, priority=priority, canary=canary
+        )
         (vectors,) = encoded.results
         works = [_Work(each, vectors) for each in documents.inputs]
-        scored = await self.runner.submit(works, deadline=deadline, priority=priority)
+        scored = await self.runner.submit(works, deadline=deadline, priority=priority, canary=canary)
         return Scored(
             raw=np.array(scored.results, dtype=np.float32),
-            tokens=query.tokens + documents.tokens,
+            tokens=texts.tokens,
             truncated=documents.truncated,
             tokenization_seconds=tokenization_seconds,
             timings=_together(encoded.timings, scored.timings),
@@ -83,7 +106,7 @@ class LateInteractionScorer:
         halves: FloatArray = np.clip((raw + np.float32(1)) / np.float32(2), 0, 1)
         return halves
 
-    def _tokenized(self, request: RerankingRequest) -> tuple[Tokenized, Tokenized]:
+    def _tokenized(self, request: RerankingRequest) -> _Texts:
         tokenizer = self.loaded.tokenizer
         query = tokenizer.singles([request.query], Truncation.END)
         if query.truncated and request.truncation is Truncation.REFUSE:
@@ -106,7 +129,7 @@ class LateInteractionScorer:
             param="documents",
             max_tokens=None if limit is None else limit + sum(tokenizer.specials),
         )
-        return query, documents
+        return _Texts(query, documents)
 
     def _compute(self, works: Sequence[_Work]) -> Sequence[FloatArray]:
         """On the engine's thread: a query's token vectors, or a document's score. Queries of many callers may mix."""

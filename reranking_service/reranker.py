@@ -53,12 +53,16 @@ class Reranker:
         self.scorer.runner.start()
 
     async def prove(self, *, deadline: Deadline) -> None:
-        """One real inference."""
-        await self.rerank(_CANARY, deadline=deadline)
+        """One real inference, before whatever waits for the engine."""
+        await self.scorer.score(_CANARY, deadline=deadline, priority=Priority.INTERACTIVE, canary=True)
 
     def progress(self) -> float:
         """Seconds for which admitted work has waited without progress; 0.0 when idle."""
         return self.scorer.runner.progress()
+
+    def failures(self) -> int:
+        """How many batches the engine failed since it last computed one; 0 when all is well."""
+        return self.scorer.runner.failures()
 
     async def stop(self) -> None:
         """Finish what was admitted and end the engine's thread."""

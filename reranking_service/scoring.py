@@ -74,8 +74,10 @@ class Scorer(Protocol):
         """Which way this is."""
         ...
 
-    async def score(self, request: RerankingRequest, *, deadline: Deadline, priority: Priority) -> Scored:
-        """One raw score per document.
+    async def score(
+        self, request: RerankingRequest, *, deadline: Deadline, priority: Priority, canary: bool = False
+    ) -> Scored:
+        """One raw score per document. See Batcher.submit for the arguments.
 
         Raises:
             InvalidRequest: a document is too long with Truncation.REFUSE, or the query holds nothing to compare.

@@ -24,7 +24,10 @@ class Capability:
         start: loads the model and runs one real inference. It runs after the port is open, so that health answers
             NOT_SERVING meanwhile. A MeshError keeps the capability NOT_SERVING with that message as the reason; the
             other capabilities serve.
-        canary: one real inference, run while the capability is idle. It raises when the engine cannot do it.
+        canary: one real inference, run while the capability is idle, and also while it is busy when ``failures`` says
+            so: it must not have to wait behind a full queue. It raises when the engine cannot do it.
+        failures: how many batches the engine failed since it last computed one; 0 when all is well. More than 0 has
+            the canary run at once.
         progress: seconds for which admitted work has waited for the engine without any progress; 0.0 when idle.
         unhealthy: None while all is well, otherwise the reason to be NOT_SERVING for now (an engine that restarts).
             It is asked about twice a second and must not block.
@@ -35,6 +38,7 @@ class Capability:
     register: Callable[[grpc.aio.Server], None]
     start: Callable[[], Awaitable[None]]
     canary: Callable[[], Awaitable[None]] | None = None
+    failures: Callable[[], int] | None = None
     progress: Callable[[], float] | None = None
     unhealthy: Callable[[], MeshError | None] | None = None
     stop: Callable[[], Awaitable[None]] = _nothing

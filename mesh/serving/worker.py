@@ -20,7 +20,7 @@ from mesh.serving.capability import Capability
 from mesh.serving.health import Readiness
 from mesh.serving.interceptor import CallInterceptor
 from mesh.serving.reflecting import offer_reflection
-from mesh.serving.watchdog import Watchdog
+from mesh.serving.watchdog import Watchdog, WatchdogLimits
 from mesh.settings import EXIT_SETTINGS, SettingsError, WorkerSettings
 from mesh.telemetry import configure_logging, fields, get_logger
 
@@ -128,8 +128,12 @@ class Worker:
         watchdog = Watchdog(
             capability,
             self._readiness,
-            limit_seconds=self._settings.watchdog_seconds,
-            canary_interval_seconds=self._settings.canary_interval_seconds,
+            limits=WatchdogLimits(
+                stuck_seconds=self._settings.watchdog_seconds,
+                canary_interval_seconds=self._settings.canary_interval_seconds,
+                canary_seconds=self._settings.canary_seconds or self._settings.watchdog_seconds,
+                canary_retry_seconds=self._settings.canary_retry_seconds,
+            ),
             last_traffic=lambda: self._interceptor.last_finished.get(capability.service, 0.0),
             give_up=self._give_up,
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.admission import INTERACTIVE_BATCHES_BEFORE_BULK, AdmissionQueue, Ticket
+from inference.admission import INTERACTIVE_BATCHES_BEFORE_BULK, AdmissionQueue, BatchBudgets, Ticket
 from inference.testing import FakeWork
 from mesh.context import Priority
 from mesh.deadline import Deadline
@@ -79,10 +79,41 @@ def test_bulk_is_not_starved() -> None:
     assert order == [Priority.INTERACTIVE] * INTERACTIVE_BATCHES_BEFORE_BULK + [Priority.BULK]
 
 
-def test_room_in_a_batch_is_filled_from_the_other_lane() -> None:
-    """A lone interactive item takes bulk items of its length along."""
+def test_an_interactive_batch_takes_no_bulk_along() -> None:
+    """A lone interactive item is computed as fast as if there were no bulk work."""
     queue = queue_of(40, ticket([10] * 8, Priority.BULK), ticket([10]))
-    assert len(queue.take()) == 4
+    assert len(queue.take()) == 1
+
+
+def test_room_in_a_bulk_batch_is_filled_with_interactive_work() -> None:
+    """When it is bulk's turn, waiting interactive items of its length share the batch."""
+    queue = queue_of(20, ticket([10], Priority.BULK), ticket([10] * 40))
+    batches = [queue.take() for _ in range(INTERACTIVE_BATCHES_BEFORE_BULK + 1)]
+    assert {entry.ticket.priority for entry in batches[-1]} == set(Priority)
+
+
+def test_each_lane_keeps_its_own_budget() -> None:
+    """Bulk batches can be short while interactive ones are not."""
+    queue = queue_of(100, ticket([10] * 20, Priority.BULK), ticket([10] * 5))
+    budgets = BatchBudgets(tokens=50, bulk_tokens=25)
+    assert [len(queue.take(budgets)) for _ in range(2)] == [5, 2]
+
+
+def test_a_budget_below_one_item_still_moves_the_oldest() -> None:
+    """However short batches are to be, each takes one item."""
+    queue = queue_of(100, ticket([30, 30], Priority.BULK))
+    assert [len(queue.take(BatchBudgets(tokens=1, bulk_tokens=0))) for _ in range(3)] == [1, 1, 0]
+
+
+def test_a_canary_goes_first_and_alone() -> None:
+    """The proof of the engine waits for no request and shares its batch with none."""
+    canary = ticket([3])
+    canary.canary = True
+    queue = queue_of(100, ticket([3] * 5), ticket([3], Priority.BULK), canary)
+    assert queue.canary_waits
+    assert [entry.ticket for entry in queue.take()] == [canary]
+    assert not queue.canary_waits
+    assert len(queue.take()) == 5
 
 
 def test_removed_work_is_not_computed() -> None:

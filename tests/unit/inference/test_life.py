@@ -37,6 +37,10 @@ class FakeServed:
         """See Served."""
         return 7.0
 
+    def failures(self) -> int:
+        """See Served."""
+        return 3
+
     async def stop(self) -> None:
         """See Served."""
         self.calls.append("stop")
@@ -60,6 +64,7 @@ async def test_a_whole_life(tmp_path: Path) -> None:
     assert threads != [threading.main_thread()]
     assert life.served is served
     assert life.progress() == 7.0
+    assert life.failures() == 3
     await life.canary()
     await life.stop()
     assert served.calls == ["start", "prove", "prove", "stop"]

@@ -13,8 +13,11 @@ import pytest
 from mesh.errors import MeshError, Overloaded, Unavailable
 from mesh.serving import Capability, watchdog
 from mesh.serving.health import Readiness
-from mesh.serving.watchdog import Watchdog
+from mesh.serving.watchdog import Watchdog, WatchdogLimits
 
+LIMITS = WatchdogLimits(
+    stuck_seconds=0.05, canary_interval_seconds=0.02, canary_seconds=0.05, canary_retry_seconds=0.02
+)
 SERVICE = "test.v1.Service"
 
 
@@ -52,7 +55,7 @@ async def watched(engine: Engine, *, idle: bool = True) -> AsyncIterator[Readine
         progress=lambda: engine.waited, unhealthy=lambda: engine.reason,
     )  # fmt: skip
     dog = Watchdog(
-        capability, readiness, limit_seconds=0.05, canary_interval_seconds=0.02,
+        capability, readiness, limits=LIMITS,
         last_traffic=(lambda: 0.0) if idle else time.monotonic, give_up=engine.ended.append,
     )  # fmt: skip
     task = asyncio.create_task(dog.run())

@@ -1,0 +1,125 @@
+"""How fast the engine is, as its batches show, and how large the next batch may be. Pure: no thread, no lock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from inference.admission import BatchBudgets, Entry
+from mesh.clock import Clock
+from mesh.context import Priority
+
+LONGEST_BATCH_SECONDS = 1.0
+"""No batch is meant to take longer, where its items can be told apart: who comes next, a canary among them, waits for
+its end. A device that is faster than its largest batch never notices."""
+
+INTERACTIVE_WINDOW_SECONDS = 10.0
+"""After an interactive request, bulk batches stay short for so long: the next one may come at any moment."""
+
+_SHORTEST_BULK_SECONDS = 0.005
+"""Shorter bulk batches would gain interactive requests less than the hop itself costs them."""
+
+_SPEED_MEMORY_SECONDS = 1.0
+"""Of computing: the speed follows a change of load within about so long, however short the batches are."""
+
+_TYPICAL_WEIGHT = 0.2
+"""Of the newest interactive batch in what counts as typical."""
+
+_BULK_WEIGHT = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computed:
+    """One batch that the engine has computed.
+
+    Attributes:
+        entries: what it held.
+        seconds: how long it took.
+        backlogged: whether more was waiting when it was cut.
+    """
+
+    entries: Sequence[Entry[Any, Any]]
+    seconds: float
+    backlogged: bool
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read, padding left out."""
+        return sum(entry.tokens for entry in self.entries)
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens computed, padding included."""
+        return len(self.entries) * max(entry.tokens for entry in self.entries)
+
+
+class Pace:
+    """Learns from the engine's batches.
+
+    Args:
+        batch_tokens: the largest batch, padding included.
+        tokens_per_second: the speed as measured when the engine was chosen; 0 when unknown.
+        clock: passed in by tests.
+
+    Attributes:
+        tokens_per_second: the engine's speed while work waits, padding left out; 0.0 before it is known.
+    """
+
+    def __init__(self, *, batch_tokens: int, tokens_per_second: float, clock: Clock) -> None:
+        self.tokens_per_second = tokens_per_second
+        self._batch_tokens = batch_tokens
+        self._clock = clock
+        self._interactive_at = -math.inf
+        self._interactive_seconds: float | None = None
+        self._bulk_tokens_per_second: float | None = None
+
+    def seconds(self, tokens: float) -> float:
+        """How long the engine takes for ``tokens``; 0.0 while its speed is unknown."""
+        return tokens / self.tokens_per_second if self.tokens_per_second else 0.0
+
+    def arrived(self, priority: Priority) -> None:
+        """A request was admitted."""
+        if priority is Priority.INTERACTIVE:
+            self._interactive_at = self._clock()
+
+    def computed(self, batch: Computed) -> None:
+        """The engine has computed a batch."""
+        if batch.seconds <= 0:
+            return
+        # A batch that was not full says little about the speed: its time is mostly overhead.
+        if batch.backlogged or batch.tokens >= self._batch_tokens // 4:
+            weight = 1 - math.exp(-batch.seconds / _SPEED_MEMORY_SECONDS)
+            self.tokens_per_second = _moved(self.tokens_per_second or None, batch.tokens / batch.seconds, weight)
+        if all(entry.ticket.priority is Priority.INTERACTIVE for entry in batch.entries):
+            # Per request, as if each had come alone. A batch grows with the time that its requests waited: taken as
+            # it is, longer bulk batches would make longer interactive ones and these again longer bulk batches.
+            alone = batch.seconds / len({id(entry.ticket) for entry in batch.entries})
+            self._interactive_seconds = _moved(self._interactive_seconds, alone, _TYPICAL_WEIGHT)
+        else:
+            speed = batch.padded_tokens / batch.seconds
+            self._bulk_tokens_per_second = _moved(self._bulk_tokens_per_second, speed, _BULK_WEIGHT)
+
+    def budgets(self) -> BatchBudgets:
+        """How large the next batch may be."""
+        tokens = self._batch_tokens
+        if self.tokens_per_second:
+            tokens = max(1, min(tokens, int(LONGEST_BATCH_SECONDS * self.tokens_per_second)))
+        return BatchBudgets(tokens=tokens, bulk_tokens=min(tokens, self._short_bulk_tokens() or tokens))
+
+    def _short_bulk_tokens(self) -> int | None:
+        """As many as take the time of a typical interactive request; None while none is expected.
+
+        The speed is that of the latest bulk batches, the fixed cost of a batch included, so that the size settles
+        where their time is as wanted.
+        """
+        speed = self._bulk_tokens_per_second or self.tokens_per_second
+        expected = self._clock() - self._interactive_at < INTERACTIVE_WINDOW_SECONDS
+        if not expected or self._interactive_seconds is None or not speed:
+            return None
+        return max(1, int(speed * max(self._interactive_seconds, _SHORTEST_BULK_SECONDS)))
+
+
+def _moved(known: float | None, newest: float, weight: float) -> float:
+    return newest if known is None else known + weight * (newest - known)
