@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from mesh.channel import Target
+from mesh.errors import InvalidRequest
 from mesh.hop import Hop, HopSettings
 from mesh.resilience import CircuitBreaker
 from mesh.transport import AioTransport, BlockingTransport, Transport, iterate, run_to_end
 
 T = TypeVar("T")
+
+
+@contextmanager
+def whole_characters() -> Iterator[None]:
+    """Around the making of a message: a text with half a surrogate pair cannot be sent, and is the caller's to mend."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"A text holds half of a character (U+{ord(error.object[error.start]):04X} at position {error.start}); "
+            "send whole Unicode characters, for example by text.encode('utf-8', 'replace').decode().",
+            reason="INVALID_UNICODE",
+        ) from None
 
 
 class AsyncClient:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, It
 from dataclasses import dataclass
 from typing import Any
 
-from mesh.clients.base import AsyncClient, SyncClient
+from mesh.clients.base import AsyncClient, SyncClient, whole_characters
 from mesh.deadline import Deadline
 from mesh.errors import Unavailable
 from mesh.pb.chunking.v1 import chunking_pb2 as pb
@@ -182,14 +182,15 @@ class AsyncChunkingServiceClient(AsyncClient):
                 taken for a whole one.
         """
         options = options or ChunkOptions()
-        header = pb.ChunkHeader(
-            filename=options.filename,
-            media_type=options.media_type,
-            chunker=options.chunker,
-            max_tokens=options.max_tokens,
-            tokenizer=options.tokenizer,
-            size_bytes=options.size_bytes,
-        )
+        with whole_characters():
+            header = pb.ChunkHeader(
+                filename=options.filename,
+                media_type=options.media_type,
+                chunker=options.chunker,
+                max_tokens=options.max_tokens,
+                tokenizer=options.tokenizer,
+                size_bytes=options.size_bytes,
+            )
         frames = _frames(pb.ChunkRequest(header=header), lambda data: pb.ChunkRequest(data=data), document)
         finish: ChunkFinish | None = None
         # Read to the end also after the finish: a stream that is left early counts as cancelled, not as answered.
@@ -212,7 +213,10 @@ class AsyncChunkingServiceClient(AsyncClient):
     ) -> AsyncIterator[bytes]:
         """Docling's own document as JSON bytes, piece by piece. Raises MeshError, also when the stream is broken."""
         header = header or DocumentHeader()
-        first = pb.ConvertHeader(filename=header.filename, media_type=header.media_type, size_bytes=header.size_bytes)
+        with whole_characters():
+            first = pb.ConvertHeader(
+                filename=header.filename, media_type=header.media_type, size_bytes=header.size_bytes
+            )
         frames = _frames(pb.ConvertRequest(header=first), lambda data: pb.ConvertRequest(data=data), document)
         finished = False
         async for reply in relay(self.hop.stream(self._stub.Convert, frames, deadline=deadline)):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from mesh.clients.base import AsyncClient, SyncClient
+from mesh.clients.base import AsyncClient, SyncClient, whole_characters
 from mesh.deadline import Deadline
 from mesh.pb.embedding.v1 import embedding_pb2 as pb
 from mesh.pb.embedding.v1.embedding_pb2_grpc import EmbeddingServiceStub
@@ -192,7 +192,9 @@ class AsyncEmbeddingServiceClient(AsyncClient):
         self, inputs: EmbedInputs, options: EmbedOptions | None = None, *, deadline: Deadline | None = None
     ) -> Embeddings:
         """The vectors of ``inputs`` with usage and timings. Raises MeshError."""
-        reply = await self.hop.call(self._stub.Embed, _to_wire(inputs, options), deadline=deadline)
+        with whole_characters():
+            request = _to_wire(inputs, options)
+        reply = await self.hop.call(self._stub.Embed, request, deadline=deadline)
         return Embeddings.from_wire(reply)
 
     async def embed_stream(
@@ -209,7 +211,9 @@ class AsyncEmbeddingServiceClient(AsyncClient):
 
         async def frames() -> AsyncIterator[pb.EmbedStreamRequest]:
             async for inputs in batches:
-                yield pb.EmbedStreamRequest(request=_to_wire(inputs, options))
+                with whole_characters():
+                    request = _to_wire(inputs, options)
+                yield pb.EmbedStreamRequest(request=request)
 
         async for reply in relay(self.hop.stream(self._stub.EmbedStream, frames(), deadline=deadline)):
             yield Embeddings.from_wire(reply.response)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
-from mesh.clients.base import AsyncClient, SyncClient
+from mesh.clients.base import AsyncClient, SyncClient, whole_characters
 from mesh.deadline import Deadline
 from mesh.errors import InvalidRequest, Unavailable
 from mesh.pb.llm.v1 import llm_pb2 as pb
@@ -167,9 +167,11 @@ class AsyncLLMServiceClient(AsyncClient):
             MeshError: also Unavailable when the stream ends without its Finish: a broken answer is never taken for a
                 whole one.
         """
+        with whole_characters():
+            wire = _to_wire(request)
         finish: Finish | None = None
         # Read to the end also after the finish: a stream that is left early counts as cancelled, not as answered.
-        async for reply in relay(self.hop.stream(self._stub.Generate, _to_wire(request), deadline=deadline)):
+        async for reply in relay(self.hop.stream(self._stub.Generate, wire, deadline=deadline)):
             event = _event_from_wire(reply)
             if isinstance(event, Finish):
                 finish = event

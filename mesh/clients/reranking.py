@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mesh.clients.base import AsyncClient, SyncClient
+from mesh.clients.base import AsyncClient, SyncClient, whole_characters
 from mesh.clients.embedding import Timings, Truncation, Usage, timings_from_wire
 from mesh.deadline import Deadline
 from mesh.pb.reranking.v1 import reranking_pb2 as pb
@@ -99,14 +99,15 @@ class AsyncRerankingServiceClient(AsyncClient):
     ) -> Scores:
         """The scores with usage and timings. Raises MeshError."""
         options = options or RerankOptions()
-        request = pb.RerankRequest(
-            model=options.model,
-            query=query,
-            documents=documents,
-            max_tokens_per_document=options.max_tokens_per_document,
-            truncation=f"TRUNCATION_{options.truncation.name}",
-            raw_scores=options.raw_scores,
-        )
+        with whole_characters():
+            request = pb.RerankRequest(
+                model=options.model,
+                query=query,
+                documents=documents,
+                max_tokens_per_document=options.max_tokens_per_document,
+                truncation=f"TRUNCATION_{options.truncation.name}",
+                raw_scores=options.raw_scores,
+            )
         reply = await self.hop.call(self._stub.Rerank, request, deadline=deadline)
         return Scores(
             model=reply.model,

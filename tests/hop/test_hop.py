@@ -291,3 +291,18 @@ async def test_an_error_of_the_callers_own_requests_comes_back_as_itself() -> No
                     pass
             assert client.hop.breaker.snapshot().consecutive_failures == 0
             assert client.hop.status().in_flight == 0
+
+
+@pytest.mark.parametrize("call", ["embed", "embed_stream"])
+async def test_half_a_character_is_the_callers_to_mend(call: str) -> None:
+    """A lone surrogate cannot be sent; the error says where it is, instead of an encoder's own."""
+
+    async def batches() -> AsyncIterator[list[str]]:
+        yield ["fine", "half \ud83d of one"]
+
+    async with AsyncEmbeddingServiceClient(NOWHERE) as client:
+        with pytest.raises(InvalidRequest, match=r"U\+D83D at position 5"):
+            if call == "embed":
+                await client.embed(["fine", "half \ud83d of one"])
+            else:
+                await anext(client.embed_stream(batches()))
