@@ -1,64 +1,121 @@
-"""Who may write now, who waits, and who is told to come back: a bounded queue with two lanes before the engine."""
+"""Who may write now, who waits, and who is told to come back: a queue with two lanes, bounded in number and in time."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 
+from llm_service.service_time import ServiceTime
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, Overloaded
+from mesh.resilience.returning import ReturnSchedule
 
 INTERACTIVE_TURNS = 3
 """So many interactive requests go before a waiting bulk one: interactive first, and neither lane starves."""
+RECENT_SECONDS = 30.0
+"""Interactive work that came within this time may come again: bulk work leaves slots free for it."""
 
 _FIRST_GUESS_SECONDS = 1.0
+_SHORTEST_ADVICE_SECONDS = 0.1
 _LONGEST_ADVICE_SECONDS = 60.0
 
 
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    """One who waits for a slot, and for how long that is of use."""
+
+    deadline: Deadline
+    turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Place:
+    """One request that was let in, before it has a slot. Made by `Admission.place`."""
+
+    def __init__(self, admission: Admission, deadline: Deadline, priority: Priority) -> None:
+        self._admission = admission
+        self._deadline = deadline
+        self._priority = priority
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Hold a slot of the engine for the length of the block.
+
+        Raises:
+            DeadlineExceeded: the time was up before a slot was free.
+        """
+        admission = self._admission
+        await admission.enter(self._deadline, self._priority)
+        started = admission.begin(self)
+        whole = False
+        try:
+            yield
+            whole = True
+        finally:
+            admission.end(self, started, whole=whole)
+            admission.leave(self._priority)
+
+
 class Admission:
-    """Lets at most ``concurrency`` requests through at once and at most ``queue`` wait; over that, ``Overloaded``."""
+    """Lets at most ``concurrency`` requests through at once and at most ``queue`` wait.
+
+    The queue is bounded in time as well: who would not be done within the deadline is refused on arrival, by what
+    requests were found to take. So those that are let in are served, however many more come.
+
+    With more than one slot, bulk work leaves a quarter of them (one at least) free while interactive work is recent.
+    The engine does not interrupt an answer: with a single slot, an interactive request waits for one bulk answer at
+    most, and ``max_tokens`` is the bound on that.
+    """
 
     def __init__(self, *, concurrency: int, queue: int, clock: Clock = monotonic) -> None:
         self._concurrency = concurrency
         self._queue = queue
         self._clock = clock
-        self._running = 0
+        self._kept_free = max(1, concurrency // 4) if concurrency > 1 else 0
+        self._kept_places = (concurrency + queue) // 4 if queue else 0
+        self._running = dict.fromkeys(Priority, 0)
+        self._started: dict[Place, float] = {}
+        self._let_in = dict.fromkeys(Priority, 0)
+        self._lanes: dict[Priority, deque[_Waiter]] = {lane: deque() for lane in Priority}
         self._turns = 0
-        self._typical_seconds = _FIRST_GUESS_SECONDS
-        self._lanes: dict[Priority, deque[asyncio.Future[None]]] = {lane: deque() for lane in Priority}
+        self._interactive_at = float("-inf")
+        self._service_time = ServiceTime(_FIRST_GUESS_SECONDS)
+        self._returns = ReturnSchedule(
+            clock=clock, shortest_seconds=_SHORTEST_ADVICE_SECONDS, longest_seconds=_LONGEST_ADVICE_SECONDS
+        )
 
     @property
     def running(self) -> int:
         """How many have a slot."""
-        return self._running
+        return sum(self._running.values())
 
     @property
     def waiting(self) -> int:
         """How many wait for one."""
         return sum(map(len, self._lanes.values()))
 
-    @asynccontextmanager
-    async def slot(self, deadline: Deadline, priority: Priority = Priority.INTERACTIVE) -> AsyncIterator[None]:
-        """Hold a slot of the engine for the length of the block.
+    @contextmanager
+    def place(self, deadline: Deadline, priority: Priority = Priority.INTERACTIVE) -> Iterator[Place]:
+        """Let one request in, or refuse it. It takes microseconds: ask before any work is done for the request.
 
         Raises:
-            Overloaded: the queue is full; ``retry_after`` is when it should have drained.
-            DeadlineExceeded: the time was up before a slot was free.
+            Overloaded: too many are in, or the wait is longer than the deadline; come back after ``retry_after``.
+            DeadlineExceeded: the time is up already.
         """
         deadline.require()
-        await self._enter(deadline, priority)
-        started = self._clock()
+        if priority is Priority.INTERACTIVE:
+            self._interactive_at = self._clock()
+        self._require_room(priority)
+        self._require_time(deadline, priority)
+        self._let_in[priority] += 1
         try:
-            yield
+            yield Place(self, deadline, priority)
         finally:
-            # A moving average over about eight requests follows a change of load within seconds.
-            self._typical_seconds += (self._clock() - started - self._typical_seconds) / 8
-            self._leave()
+            self._let_in[priority] -= 1
 
     @contextmanager
     def idle_slot(self) -> Iterator[None]:
@@ -67,59 +124,143 @@ class Admission:
         Raises:
             Overloaded: somebody has a slot or waits for one.
         """
-        if self._running or self.waiting:
-            raise Overloaded("The model is busy.", reason="ENGINE_BUSY", retry_after=self._drain_seconds())
-        self._running += 1
+        if self.running or self.waiting:
+            raise Overloaded("The model is busy.", reason="ENGINE_BUSY", retry_after=self._service_time.mean)
+        self._running[Priority.INTERACTIVE] += 1
         try:
             yield
         finally:
-            self._leave()  # uncounted: how long a check takes says nothing about requests
+            self.leave(Priority.INTERACTIVE)  # not learned from: how long a check takes says nothing about requests
 
-    async def _enter(self, deadline: Deadline, priority: Priority) -> None:
-        if self._running < self._concurrency and not self.waiting:
-            self._running += 1
-            return
-        if self.waiting >= self._queue:
-            raise Overloaded(
-                f"The model is busy and {self.waiting} requests wait already; come back later.",
-                reason="QUEUE_FULL",
-                retry_after=self._drain_seconds(),
-            )
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    # -- for Place ------------------------------------------------------------------------------------------------
+
+    async def enter(self, deadline: Deadline, priority: Priority) -> None:
+        """Wait for a slot. Raises DeadlineExceeded."""
+        waiter = _Waiter(deadline)
         lane = self._lanes[priority]
-        lane.append(turn)
+        lane.append(waiter)
+        self._hand_out()
         try:
-            async with asyncio.timeout(deadline.remaining()):
-                await turn
+            if not waiter.turn.done():
+                async with asyncio.timeout(deadline.remaining()):
+                    await waiter.turn
+            waiter.turn.result()
         except BaseException as error:
-            if turn.done() and not turn.cancelled():
-                self._leave()  # the slot was handed over in the moment the waiting ended: pass it on
-            elif turn in lane:
-                lane.remove(turn)
+            if waiter in lane:
+                lane.remove(waiter)
+            elif waiter.turn.done() and not waiter.turn.cancelled() and waiter.turn.exception() is None:
+                self.leave(priority)  # the slot was handed over in the moment the waiting ended: pass it on
             if isinstance(error, TimeoutError):
-                raise DeadlineExceeded(
-                    "The request's time was up while it waited for the model; allow more time, or ask again later."
-                ) from None
+                raise _too_late() from None
             raise
 
-    def _leave(self) -> None:
-        self._running -= 1
-        while self._running < self._concurrency and (turn := self._next()) is not None:
-            self._running += 1
-            turn.set_result(None)
+    def begin(self, place: Place) -> float:
+        """The place has its slot; the time."""
+        started = self._started[place] = self._clock()
+        return started
 
-    def _next(self) -> asyncio.Future[None] | None:
+    def end(self, place: Place, started: float, *, whole: bool) -> None:
+        """The place's work is over; ``whole`` where it was not broken off."""
+        self._started.pop(place, None)
+        seconds = self._clock() - started
+        (self._service_time.learn if whole else self._service_time.learn_at_least)(seconds)
+
+    def leave(self, priority: Priority) -> None:
+        """Give a slot back to whoever is next."""
+        self._running[priority] -= 1
+        self._hand_out()
+
+    # -- refusals -------------------------------------------------------------------------------------------------
+
+    def _require_room(self, priority: Priority) -> None:
+        most = self._concurrency + self._queue
+        if priority is Priority.BULK:
+            most -= self._kept_places
+        inside = sum(self._let_in.values())
+        if inside < most:
+            return
+        raise Overloaded(
+            f"The model is busy and {inside} requests are before this one; come back later.",
+            reason="QUEUE_FULL",
+            retry_after=self._retry_after(self._turn_seconds),
+        )
+
+    def _require_time(self, deadline: Deadline, priority: Priority) -> None:
+        if not self._service_time.known or self._may_start(priority):
+            return
+        unfinished = sum(self._share_left(started) for started in self._started.values())
+        done_after = self._service_time.longest((self._ahead(priority) + unfinished) / self._concurrency + 1)
+        if done_after <= deadline.remaining():
+            return
+        raise Overloaded(
+            "The queue is longer than the request's deadline allows; come back later or allow more time.",
+            reason="QUEUE_LONGER_THAN_DEADLINE",
+            retry_after=self._retry_after(done_after - deadline.remaining()),
+        )
+
+    def _ahead(self, priority: Priority) -> int:
+        """Requests without a slot that go before a new one of this lane."""
+        interactive, bulk = (self._let_in[lane] - self._running_let_in(lane) for lane in Priority)
+        if priority is Priority.INTERACTIVE:
+            return interactive + min(bulk, interactive // INTERACTIVE_TURNS + 1)
+        # Where interactive requests wait now, more will come, and each bulk turn lets as many pass as it may.
+        return bulk + ((bulk + 1) * INTERACTIVE_TURNS if interactive else 0)
+
+    def _running_let_in(self, lane: Priority) -> int:
+        return min(self._running[lane], self._let_in[lane])  # a check's slot belongs to nobody who was let in
+
+    def _share_left(self, started: float) -> float:
+        """What share of a typical request is probably still before one that has a slot."""
+        return max(0.0, 1.0 - (self._clock() - started) / max(self._service_time.mean, 1e-9))
+
+    @property
+    def _turn_seconds(self) -> float:
+        """Seconds from one request that is done to the next."""
+        return self._service_time.mean / self._concurrency
+
+    def _retry_after(self, until_there_is_room: float) -> float:
+        return self._returns.next(self._turn_seconds, until_there_is_room)
+
+    # -- turns ----------------------------------------------------------------------------------------------------
+
+    def _may_start(self, priority: Priority) -> bool:
+        if self.running >= self._concurrency:
+            return False
+        recent = self._clock() - self._interactive_at < RECENT_SECONDS
+        return not (
+            priority is Priority.BULK and recent and self._running[Priority.BULK] >= self._concurrency - self._kept_free
+        )
+
+    def _hand_out(self) -> None:
+        while (found := self._next()) is not None:
+            lane, waiter = found
+            self._running[lane] += 1
+            waiter.turn.set_result(None)
+
+    def _next(self) -> tuple[Priority, _Waiter] | None:
+        for lane in self._lanes.values():
+            _forget_those_gone(lane)
         interactive, bulk = self._lanes[Priority.INTERACTIVE], self._lanes[Priority.BULK]
-        while interactive or bulk:
-            prefer_bulk = bool(bulk) and (not interactive or self._turns >= INTERACTIVE_TURNS)
-            self._turns = 0 if prefer_bulk else self._turns + 1
-            turn = (bulk if prefer_bulk else interactive).popleft()
-            if not turn.done():  # a cancelled waiter leaves on its own a moment later
-                return turn
+        bulk_may = bool(bulk) and self._may_start(Priority.BULK)
+        interactive_may = bool(interactive) and self._may_start(Priority.INTERACTIVE)
+        if bulk_may and (not interactive_may or self._turns >= INTERACTIVE_TURNS):
+            self._turns = 0
+            return Priority.BULK, bulk.popleft()
+        if interactive_may:
+            self._turns += bool(bulk)
+            return Priority.INTERACTIVE, interactive.popleft()
         return None
 
-    def _drain_seconds(self) -> float:
-        ahead = self._running + self.waiting
-        return float(
-            min(_LONGEST_ADVICE_SECONDS, max(1.0, math.ceil(ahead * self._typical_seconds / self._concurrency)))
-        )
+
+def _forget_those_gone(lane: deque[_Waiter]) -> None:
+    """Take those off the head who left (they say so themselves a moment later) or whose time is up."""
+    while lane and (lane[0].turn.done() or lane[0].deadline.expired):
+        waiter = lane.popleft()
+        if not waiter.turn.done():
+            waiter.turn.set_exception(_too_late())
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded(
+        "The request's time was up while it waited for the model; allow more time, or ask again later."
+    )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_service import tether
+from llm_service.cpu_time import group_cpu_seconds
 from mesh.telemetry import fields, get_logger
 
 log = get_logger("engine")
@@ -82,6 +83,10 @@ class EngineProcess:
     def last_words(self) -> str:
         """The end of the engine's output: for the log, never for a client."""
         return " | ".join(self._last_lines)
+
+    async def cpu_seconds(self) -> float | None:
+        """Processor time of the engine and all it started; None where the system does not say."""
+        return await asyncio.to_thread(group_cpu_seconds, self._process.pid)
 
     async def wait(self) -> str:
         """Wait for the engine's end, sweep up what it leaves, and say how it ended."""

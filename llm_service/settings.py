@@ -67,6 +67,16 @@ class LlmSettings(WorkerSettings):
     stall_seconds: float = Field(
         120.0, gt=0, le=3600, description="An engine that sends nothing for so long while it writes is restarted."
     )
+    hang_seconds: float = Field(
+        6.0,
+        gt=0,
+        le=3600,
+        description="An engine that owes an answer and uses no processor time for so long hangs and is restarted. A "
+        "long prompt is silent too, and computes.",
+    )
+    canary_interval_seconds: float = Field(
+        4.0, gt=0, le=3600, description="An idle engine proves itself by writing one token this often."
+    )
 
     mesh_home: Path = Field(
         Path("var"), validation_alias="MESH_HOME", description="Where local state lives (MESH_HOME)."

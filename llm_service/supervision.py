@@ -29,6 +29,10 @@ class Child(Protocol):
         """The end of its output."""
         ...
 
+    async def cpu_seconds(self) -> float | None:
+        """Processor time that it has used so far; None where the system does not say."""
+        ...
+
     async def wait(self) -> str:
         """Wait for its end; says how it ended."""
         ...
@@ -96,6 +100,10 @@ class Supervisor:
     def unhealthy(self) -> MeshError | None:
         """None while the engine is up and proved, otherwise why not."""
         return self._reason
+
+    async def cpu_seconds(self) -> float | None:
+        """Processor time that the engine has used so far; None where there is none, or the system does not say."""
+        return None if self._child is None else await self._child.cpu_seconds()
 
     def restart(self, why: str) -> None:
         """End an engine that no longer works; the watch brings up the next. Does nothing while one is on its way."""

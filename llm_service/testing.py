@@ -94,11 +94,16 @@ class ScriptedChild:
 
     def __init__(self) -> None:
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.cpu: float | None = None
 
     def end(self, how: str = "ended with exit code 1") -> None:
         """The process ends by itself."""
         if not self.ended.done():
             self.ended.set_result(how)
+
+    async def cpu_seconds(self) -> float | None:
+        """What ``cpu`` holds."""
+        return self.cpu
 
     async def wait(self) -> str:
         """Until it has ended."""

@@ -83,28 +83,34 @@ class Writer:
         arrived = self._clock()
         self._require_known(request.model)
         check(request, max_output_tokens=self.limits.output_tokens)
-        request = await self.engine.prepare(request)
-        async with self._admission.slot(deadline, priority):
-            admitted = self._clock()
-            if (failure := self.engine.unhealthy()) is not None:
-                raise failure
-            first: float | None = None
-            async with aclosing(_until(deadline, self.engine.generate(request))) as written:
-                async for event in written:
-                    match event:
-                        case Piece():
-                            if first is None:
-                                first = self._clock()
-                                FIRST_PIECE.observe(first - arrived)
-                            yield event
-                        case Ended(reason, usage):
-                            if usage is not None:
-                                TOKENS.labels("prompt").inc(usage.prompt_tokens)
-                                TOKENS.labels("completion").inc(usage.completion_tokens)
-                            yield Finish(reason, usage, self._timings(arrived, admitted, first))
-                            return
-                        case _:
-                            yield Header(self.model_name, int(time.time()))
+        self._require_healthy()
+        # Let in before it is prepared: a refusal costs no counting of tokens.
+        with self._admission.place(deadline, priority) as place:
+            request = await self.engine.prepare(request)
+            async with place.slot(), aclosing(self._write(request, deadline, arrived)) as events:
+                async for event in events:
+                    yield event
+
+    async def _write(self, request: Generation, deadline: Deadline, arrived: float) -> AsyncGenerator[Event, None]:
+        admitted = self._clock()
+        self._require_healthy()
+        first: float | None = None
+        async with aclosing(_until(deadline, self.engine.generate(request))) as written:
+            async for event in written:
+                match event:
+                    case Piece():
+                        if first is None:
+                            first = self._clock()
+                            FIRST_PIECE.observe(first - arrived)
+                        yield event
+                    case Ended(reason, usage):
+                        if usage is not None:
+                            TOKENS.labels("prompt").inc(usage.prompt_tokens)
+                            TOKENS.labels("completion").inc(usage.completion_tokens)
+                        yield Finish(reason, usage, self._timings(arrived, admitted, first))
+                        return
+                    case _:
+                        yield Header(self.model_name, int(time.time()))
         raise Unavailable("The engine's answer broke off before it was whole.", reason="ENGINE_LOST", retry_after=1.0)
 
     async def canary(self) -> None:
@@ -126,6 +132,10 @@ class Writer:
     async def stop(self) -> None:
         """End the engine."""
         await self.engine.stop()
+
+    def _require_healthy(self) -> None:
+        if (failure := self.engine.unhealthy()) is not None:
+            raise failure.with_traceback(None)  # one object for many callers: their frames must not pile up on it
 
     def _require_known(self, model: str) -> None:
         known = (self.model_name, *self.aliases)

@@ -23,10 +23,18 @@ log = get_logger(__name__)
 CONCURRENCY = 32
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 10.0
+# Two silent beats and the pauses between them are less than the 10 s in which a lost engine has to be found.
+BEAT_SECONDS = 3.0
+SECOND_TRY_SECONDS = 0.5
+LIST_SECONDS = 3.0
 
 
 class OpenAIEngine:
-    """An engine reached by ``LLM_ENGINE_URL``. Nothing is started here, so nothing is restarted."""
+    """An engine reached by ``LLM_ENGINE_URL``. Nothing is started here, so nothing is restarted.
+
+    While it does not answer the capability does not serve, and it serves again as soon as the engine does. The worker
+    goes on meanwhile: a fresh one would find the same engine.
+    """
 
     name = "openai"
     concurrency = CONCURRENCY
@@ -42,6 +50,8 @@ class OpenAIEngine:
         self._base = settings.engine_url.rstrip("/")
         self._model = "" if settings.model == DEMO else settings.model
         self._sleep = sleep
+        self._failure: Unavailable | None = None
+        self._pulse: asyncio.Task[None] | None = None
         key = settings.engine_api_key.get_secret_value()
         self._client = http_client(
             stall_seconds=settings.stall_seconds,
@@ -68,6 +78,7 @@ class OpenAIEngine:
                 pause = min(_LONGEST_PAUSE_SECONDS, pause * 2)
         names = [str(model["id"]) for model in models if "id" in model]
         self._model = self._choose(names)
+        self._pulse = asyncio.create_task(self._feel_pulse())
         described = next((model for model in models if model.get("id") == self._model), {})
         context = described.get("max_model_len") or described.get("context_length") or 0
         return Served(name=self._model, source="remote", context_tokens=context if isinstance(context, int) else 0)
@@ -109,25 +120,43 @@ class OpenAIEngine:
                 yield event
 
     async def prove(self) -> None:
-        """Ask for the list of models: a generation every few seconds would cost somebody money. Raises MeshError."""
-        await self._models()
+        """Nothing: the pulse asks all the while, and a generation every few seconds would cost somebody money."""
 
     def unhealthy(self) -> MeshError | None:
-        """Always None: what a request or the canary finds is all that can be known."""
-        return None
+        """Why the engine does not answer; None while it does."""
+        return self._failure
+
+    async def _feel_pulse(self) -> None:
+        """Ask for the list of models for ever; one answer that went lost is no reason to stop serving."""
+        missed = 0
+        while True:
+            await self._sleep(SECOND_TRY_SECONDS if missed == 1 else BEAT_SECONDS)
+            try:
+                await self._models()
+                missed, self._failure = 0, None
+            except Unavailable as error:
+                missed += 1
+                if missed > 1:
+                    self._failure = error
+            except Exception:
+                # The watch itself must not end, or nobody would notice the next failure.
+                log.exception("the engine could not be asked")
 
     def version(self) -> str:
         """Not known."""
         return ""
 
     async def stop(self) -> None:
-        """Close the connections."""
+        """End the watch and close the connections."""
+        if self._pulse is not None:
+            self._pulse.cancel()
+            await asyncio.gather(self._pulse, return_exceptions=True)
         await self._client.aclose()
 
     async def _models(self) -> list[dict[str, Any]]:
         """The engine's list; empty where it keeps none."""
         try:
-            response = await self._client.get(self._base + "/models", timeout=10.0)
+            response = await self._client.get(self._base + "/models", timeout=LIST_SECONDS)
         except httpx.HTTPError:
             raise Unavailable("The engine does not answer.", reason="ENGINE_UNREACHABLE", retry_after=2.0) from None
         if response.status_code == httpx.codes.NOT_FOUND:

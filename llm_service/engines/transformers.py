@@ -32,18 +32,25 @@ from llm_service.generation import Ended, EngineEvent, Generation, Message, Piec
 from llm_service.meter import PromptMeter
 from llm_service.models import Located, locate
 from llm_service.process import Command, EngineProcess
+from llm_service.pulse import Patient, feel_pulse
 from llm_service.settings import LlmSettings
+from llm_service.silence import SilenceWatch, is_work
 from llm_service.stops import StopCutter
 from llm_service.supervision import Child, Supervisor
 from mesh.clock import Clock, monotonic
 from mesh.errors import Internal, MeshError, Overloaded, Unavailable, WrongState
+from mesh.telemetry import fields, get_logger
+
+log = get_logger(__name__)
 
 POLL_SECONDS = 0.1
-HEALTH_SECONDS = 4.0
-SILENT_POLLS = 2
+# Twice this and the pauses between are less than the 10 s in which a stopped engine has to be found.
+HEALTH_SECONDS = 3.0
 # Of the watchdog's limit, which ends the whole worker: writing the canary's token, then asking for a sign of life.
-CANARY_SHARE = 0.5
+CANARY_SHARE = 0.4
 SIGN_OF_LIFE_SHARE = 0.4
+FRUITLESS_BEFORE_PROOF = 3
+"""So many requests in a row that brought nothing may all be at fault themselves; the engine's own proof decides."""
 _ACCESS_LINE = re.compile(r'^INFO: .* "(GET|POST) /|\[Request received\]|^Loading weights:.*[0-9]%')
 # Ours, and what an engine that reads local files has no use for.
 _WITHHELD = re.compile(r"^(LLM_|GATEWAY_|EMBEDDING_|RERANKING_|GPU_SERVICES_|HF_TOKEN|HUGGING_FACE_HUB_TOKEN)")
@@ -71,10 +78,16 @@ class TransformersEngine:
     ) -> None:
         self._settings = settings
         self._python = settings.engine_python or sys.executable
-        self._client = http_client(stall_seconds=settings.stall_seconds, transport=transport)
+        # Behind a prompt whose caller left, a request may be silent for twice its time; see `SilenceWatch`.
+        self._client = http_client(stall_seconds=2 * settings.stall_seconds, transport=transport)
         self._spawn_child = spawn
         self._clock = clock
+        self._silence = SilenceWatch(
+            hang_seconds=settings.hang_seconds, stall_seconds=settings.stall_seconds, clock=clock
+        )
         self._unanswered_since: float | None = None
+        self._fruitless = 0
+        self._suspicion: asyncio.Task[None] | None = None
         self._base = ""
         self._version = ""
         self._pulse: asyncio.Task[None] | None = None
@@ -93,7 +106,7 @@ class TransformersEngine:
         self._meter = await asyncio.to_thread(PromptMeter, located.path / "tokenizer.json", context)
         self._version = await _installed_version(self._python)
         await self._supervisor.start()
-        self._pulse = asyncio.create_task(self._feel_pulse())
+        self._pulse = asyncio.create_task(feel_pulse(self._patient(), self._silence))
         return Served(
             name=located.name,
             source=located.source,
@@ -124,15 +137,12 @@ class TransformersEngine:
 
     async def generate(self, request: Generation) -> AsyncGenerator[EngineEvent, None]:
         """Write by the engine. Raises MeshError."""
-        route, body = input_of(request)
         cutter = StopCutter(request.sampling.stop)
-        body |= sampling_fields(request.sampling, self._checkpoint.generation_defaults)
-        body["model"] = str(self._checkpoint.path)
+        fruitful = False
         try:
-            async with aclosing(stream(self._client, f"{self._base}/v1{route}", body)) as written:
+            async with aclosing(self._ask(request)) as written:
                 async for event in written:
-                    if isinstance(event, Piece | Ended):  # Accepted comes before any work is done
-                        self._unanswered_since = None
+                    fruitful = fruitful or isinstance(event, Piece | Ended)
                     match event:
                         case Piece(text):
                             if passed := cutter.feed(text):
@@ -147,20 +157,53 @@ class TransformersEngine:
             if error.reason == "ENGINE_STUCK":
                 self._supervisor.restart("it fell silent while it was writing")
             raise
+        except Internal:
+            fruitful = False
+            raise
+        finally:
+            self._judge(fruitful)
+
+    async def _ask(self, request: Generation) -> AsyncGenerator[EngineEvent, None]:
+        """The engine's own events, each heard as a sign of work."""
+        route, body = input_of(request)
+        body |= sampling_fields(request.sampling, self._checkpoint.generation_defaults)
+        body["model"] = str(self._checkpoint.path)
+        with self._silence.asked():
+            async with aclosing(stream(self._client, f"{self._base}/v1{route}", body)) as written:
+                async for event in written:
+                    if isinstance(event, Piece | Ended):  # Accepted comes before any work is done
+                        self._unanswered_since = None
+                        self._silence.heard()
+                    yield event
+
+    def _judge(self, fruitful: bool) -> None:
+        """Have an engine that serves nobody any more prove itself: a busy one never meets the watchdog's canary."""
+        self._fruitless = 0 if fruitful else self._fruitless + 1
+        if self._fruitless < FRUITLESS_BEFORE_PROOF or self._pulse is None or self.unhealthy() is not None:
+            return
+        if self._suspicion is None or self._suspicion.done():
+            self._suspicion = asyncio.create_task(self._prove_under_suspicion())
+
+    async def _prove_under_suspicion(self) -> None:
+        log.warning("requests fail in a row: the engine has to prove itself", extra=fields(requests=self._fruitless))
+        with suppress(MeshError):  # one that fails is restarted, one that is busy is asked again after the next failure
+            await self.prove()
 
     async def prove(self) -> None:
         """Write one token. Raises MeshError, and restarts an engine that cannot.
 
         An engine still computes for a caller who has left, until its next token. So one that is only late is
-        Overloaded, for as long as a request may wait for it and its health route answers.
+        Overloaded, for as long as it computes, its health route answers, and no longer than a request may wait.
         """
         if self._unanswered_since is None:
             self._unanswered_since = self._clock()
+        limit = CANARY_SHARE * self._settings.watchdog_seconds
+        computed = await self._supervisor.cpu_seconds()
         try:
-            async with asyncio.timeout(CANARY_SHARE * self._settings.watchdog_seconds):
+            async with asyncio.timeout(limit):
                 await self._write_one(self._warm_up_request())
         except TimeoutError:
-            if not self._stalled() and await self._shows_life():
+            if not self._stalled() and await self._computed(computed, limit) and await self._shows_life():
                 raise Overloaded(
                     "The engine is still busy with what it was asked before.", reason="ENGINE_BUSY", retry_after=5.0
                 ) from None
@@ -171,6 +214,11 @@ class TransformersEngine:
     def _stalled(self) -> bool:
         since = self._unanswered_since
         return since is not None and self._clock() - since >= self._settings.stall_seconds
+
+    async def _computed(self, before: float | None, seconds: float) -> bool:
+        """Whether the engine has worked since; also where that cannot be known."""
+        now = await self._supervisor.cpu_seconds()
+        return before is None or now is None or is_work(now - before, seconds)
 
     async def _shows_life(self) -> bool:
         try:
@@ -193,9 +241,11 @@ class TransformersEngine:
 
     async def stop(self) -> None:
         """End the engine and whatever it started."""
-        if self._pulse is not None:
-            self._pulse.cancel()
-            await asyncio.gather(self._pulse, return_exceptions=True)
+        watching = [task for task in (self._pulse, self._suspicion) if task is not None]
+        self._pulse = None
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
         await self._supervisor.stop()
         await self._client.aclose()
 
@@ -234,17 +284,14 @@ class TransformersEngine:
                     counted = event.usage.prompt_tokens
         return counted
 
-    async def _feel_pulse(self) -> None:
-        """Restart an engine whose process hangs: a busy one computes on a thread and still answers its health route."""
-        silent = 0
-        while True:
-            await asyncio.sleep(1.0)
-            if self._supervisor.unhealthy() is not None or await self._answers():
-                silent = 0
-                continue
-            silent += 1
-            if silent >= SILENT_POLLS:
-                self._supervisor.restart("its process hangs")
+    def _patient(self) -> Patient:
+        supervisor = self._supervisor
+        return Patient(
+            answers=self._answers,
+            cpu_seconds=supervisor.cpu_seconds,
+            unhealthy=supervisor.unhealthy,
+            restart=supervisor.restart,
+        )
 
     async def _answers(self) -> bool:
         try:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import httpx
 import pytest
 from pydantic import SecretStr
 
-from llm_service.engines.openai import OpenAIEngine
+from llm_service.engines.openai import LIST_SECONDS, OpenAIEngine
 from llm_service.generation import Ended, FinishReason, Generation, Message, Piece, Role, Sampling, Usage
 from llm_service.settings import LlmSettings
-from mesh.errors import ModelUnusable, Unavailable
+from mesh.errors import ModelUnusable
 
 
 class FakeServer:
@@ -22,6 +23,7 @@ class FakeServer:
         self.failures: list[httpx.Response | Exception] = []
         self.requests: list[httpx.Request] = []
         self.pauses: list[float] = []
+        self.pauses_that_end = asyncio.Semaphore(0)
 
     def handle(self, request: httpx.Request) -> httpx.Response:
         """One answer."""
@@ -43,8 +45,16 @@ class FakeServer:
         )
 
     async def sleep(self, seconds: float) -> None:
-        """A pause that takes no time."""
+        """A pause that takes no time, for as many as may end."""
         self.pauses.append(seconds)
+        await self.pauses_that_end.acquire()
+
+    async def let_pass(self, pauses: int) -> None:
+        """End so many pauses, one after another."""
+        for _ in range(pauses):
+            self.pauses_that_end.release()
+            for _ in range(50):
+                await asyncio.sleep(0)
 
     def engine(self, model: str = "demo", key: str = "") -> OpenAIEngine:
         """An engine in front of this server."""
@@ -74,9 +84,10 @@ async def test_an_unclear_choice_is_the_operators(models: tuple[str, ...], wante
 async def test_a_server_that_is_not_up_yet_is_waited_for() -> None:
     """The worker waits with growing pauses for a server that others start."""
     server = FakeServer("a")
+    server.pauses_that_end = asyncio.Semaphore(4)
     server.failures = [httpx.ConnectError("no"), httpx.Response(503), httpx.Response(500), httpx.ReadTimeout("no")]
     assert (await server.engine().start()).name == "a"
-    assert server.pauses == [0.5, 1.0, 2.0, 4.0]
+    assert server.pauses[:4] == [0.5, 1.0, 2.0, 4.0]
 
 
 async def test_wrong_credentials_are_not_waited_out() -> None:
@@ -116,12 +127,42 @@ async def test_only_what_was_asked_is_sent() -> None:
 
 
 async def test_its_canary_costs_nothing() -> None:
-    """The canary asks for the list of models and fails when nobody answers."""
+    """The canary asks the engine for nothing, and the pulse for the list of models alone."""
     server = FakeServer("a")
     engine = server.engine()
+    await engine.start()
     await engine.prove()
-    assert {"GET"} == {request.method for request in server.requests}
-    server.failures = [httpx.ConnectError("no")]
-    with pytest.raises(Unavailable):
-        await engine.prove()
+    await server.let_pass(3)
+    assert {("GET", "/v1/models")} == {(request.method, request.url.path) for request in server.requests}
+    assert len(server.requests) == 4
+    await engine.stop()
+
+
+async def test_a_lost_engine_is_told_and_served_again_when_it_is_back() -> None:
+    """One answer that goes lost is nothing; two make the engine unhealthy within 10 s, until it answers again."""
+    server = FakeServer("a")
+    engine = server.engine()
+    await engine.start()
+    server.failures = [httpx.ConnectError("no"), httpx.ReadTimeout("no")]
+    await server.let_pass(1)
+    seen = [engine.unhealthy()]
+    await server.let_pass(1)
+    seen.append(engine.unhealthy())
+    await server.let_pass(1)
+    seen.append(engine.unhealthy())
+    await engine.stop()
+    assert seen[0] is seen[2] is None
+    assert seen[1] is not None
+    assert seen[1].reason == "ENGINE_UNREACHABLE"
+    assert sum(server.pauses[:2]) + 2 * LIST_SECONDS < 10
+
+
+async def test_the_watch_over_the_engine_survives_what_nobody_foresaw() -> None:
+    """An unknown error while the engine is asked ends neither the watch nor the service."""
+    server = FakeServer("a")
+    engine = server.engine()
+    await engine.start()
+    server.failures = [RuntimeError("unforeseen"), httpx.ConnectError("no"), httpx.ConnectError("no")]
+    await server.let_pass(3)
+    assert engine.unhealthy() is not None
     await engine.stop()
