@@ -33,6 +33,7 @@ def capabilities(settings: GpuServicesSettings) -> tuple[Capability, Capability]
             register=gpus.register,
             start=reader.start,
             canary=reader.canary,
+            unhealthy=reader.unhealthy,
             stop=reader.stop,
         ),
     )

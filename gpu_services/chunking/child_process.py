@@ -22,6 +22,7 @@ from gpu_services.chunking.events import (
     decode_event,
     encode_order,
 )
+from gpu_services.chunking.work_watch import WorkWatch, cpu_seconds
 from mesh.errors import Internal, InvalidRequest, MeshError, PayloadTooLarge, Unavailable
 from mesh.telemetry import fields, get_logger
 
@@ -29,6 +30,7 @@ log = get_logger(__name__)
 
 _START_SECONDS = 90.0
 _LAST_WORDS_SECONDS = 1.0
+_BEAT_SECONDS = 1.0
 _KEPT_STDERR = 4096
 # What a child inherits of the environment. The worker's secrets (keys, tokens) do not belong beside a hostile document.
 _INHERITED = (
@@ -57,6 +59,10 @@ _HARMLESS = {
 _OUT_OF_MEMORY = (b"MemoryError", b"bad_alloc", b"memory allocation of")
 
 
+class _StuckError(Exception):
+    """The child has stopped working."""
+
+
 class Child:
     """One child process. It does one document at a time; after a failure it is not used again."""
 
@@ -76,17 +82,25 @@ class Child:
         Raises:
             Unavailable: it did not become ready; the log has its last words.
         """
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            "-m",
-            "gpu_services.chunking.child",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=child_environment(os.environ),
-            start_new_session=True,  # the terminal's Ctrl-C is for the worker, which ends its children itself
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",
+                "-m",
+                "gpu_services.chunking.child",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=child_environment(os.environ),
+                start_new_session=True,  # the terminal's Ctrl-C is for the worker, which ends its children itself
+            )
+        except OSError as error:
+            raise Unavailable(
+                f"No process can be started to open documents ({error.strerror}); the machine has to have more to "
+                "spare.",
+                reason="CHILD_DOES_NOT_START",
+                retry_after=5.0,
+            ) from error
         child = cls(process)
         try:
             async with asyncio.timeout(_START_SECONDS):
@@ -116,7 +130,8 @@ class Child:
         """The events of one document, up to and including Finished or Refused.
 
         Only time in which the child is waited for counts against ``seconds``: a slow reader of the chunks costs the
-        document nothing. A child that dies, talks nonsense or takes too long is Refused with the reason, and killed.
+        document nothing. A child that dies, talks nonsense, takes too long or stops working is Refused with the
+        reason, and killed.
         """
         self._working = True
         self.documents += 1
@@ -126,8 +141,7 @@ class Child:
             await self._send(encode_order(order))
             while True:
                 asked = loop.time()
-                async with asyncio.timeout(left):
-                    event = await self._read()
+                event = await self._await_event(left)
                 left -= loop.time() - asked
                 if isinstance(event, Finished | Refused):
                     self._working = isinstance(event, Refused) and event.error.reason not in _HARMLESS
@@ -142,6 +156,15 @@ class Child:
                     reason="DOCUMENT_TIMEOUT",
                 )
             )
+        except _StuckError:
+            log.warning("a child process has stopped working", extra=fields(stderr=self._last_words()))
+            yield Refused(
+                PayloadTooLarge(
+                    "The process that opened the document stopped working on it and was ended; send it again, and "
+                    "where that fails too, save it with another program first.",
+                    reason="DOCUMENT_STUCK",
+                )
+            )
         except (OSError, ValueError, asyncio.IncompleteReadError):
             # It is waited for before it is killed: killing what is already dead loses how it died.
             with suppress(TimeoutError):
@@ -152,6 +175,25 @@ class Child:
         finally:
             if self._working:
                 self.kill()
+
+    async def _await_event(self, seconds: float) -> Event:
+        """The next event. Raises TimeoutError, or _StuckError where the child does nothing for it."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + seconds
+        watch = WorkWatch(loop.time)
+        reading = asyncio.ensure_future(self._read())
+        try:
+            while True:
+                left = give_up - loop.time()
+                done, _ = await asyncio.wait({reading}, timeout=max(0.0, min(left, _BEAT_SECONDS)))
+                if done:
+                    return reading.result()
+                if left <= _BEAT_SECONDS:
+                    raise TimeoutError
+                if watch.stuck(cpu_seconds(self._process.pid)):
+                    raise _StuckError
+        finally:
+            reading.cancel()
 
     def kill(self) -> None:
         """End it at once, whatever it does."""

@@ -9,20 +9,22 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 from gpu_services.chunking.events import Event, Order, Ready
+from gpu_services.chunking.queueing import Places, Queue
+from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
-from mesh.errors import DeadlineExceeded, MeshError, Overloaded
+from mesh.errors import DeadlineExceeded, Internal, MeshError, Unavailable
 from mesh.telemetry import fields, get_logger
 
 log = get_logger(__name__)
 
-INTERACTIVE_BEFORE_BULK = 4
-"""With both lanes full, bulk gets every fifth child: interactive work waits little, bulk always moves."""
+WITHOUT_CHILD_SECONDS = 8.0
+"""A child starts within a few seconds; a pool that has had none for longer cannot be said to serve."""
 _LONGEST_PAUSE = 30.0
 
 
@@ -61,6 +63,7 @@ class ChildPool:
     Args:
         start_child: starts one child and returns when it is warm.
         pause: waits between two failing starts; asyncio.sleep but for tests.
+        clock: source of time.
     """
 
     def __init__(
@@ -68,24 +71,26 @@ class ChildPool:
         start_child: Callable[[], Awaitable[DocumentProcess]],
         limits: PoolLimits,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Clock = monotonic,
     ) -> None:
         self._start_child = start_child
         self._limits = limits
         self._pause = pause
-        self._idle: list[DocumentProcess] = []
+        self._clock = clock
+        self._idle: deque[DocumentProcess] = deque()
         self._in_use: set[DocumentProcess] = set()
-        self._lanes: dict[Priority, deque[asyncio.Future[DocumentProcess]]] = {lane: deque() for lane in Priority}
-        self._interactive_streak = 0
-        self._admitted = 0
+        self._queue: Queue[asyncio.Future[DocumentProcess]] = Queue(
+            Places(limits.children, limits.max_queued), clock=clock
+        )
         self._starting: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
-        self._typical_seconds = 2.0
-        self.failure: MeshError | None = None
+        self._failure: MeshError | None = None
+        self._without_child_since: float | None = clock()
         self.ready: Ready | None = None
 
     async def start(self) -> None:
-        """Start the children; return when the first is warm, raise Unavailable when it does not become so."""
-        self._idle.append(await self._started())
+        """Start the children; return when the first is warm. Starts that fail are tried again for ever."""
+        await self._add_child()
         for _ in range(self._limits.children - 1):
             self._replace()
 
@@ -100,58 +105,65 @@ class ChildPool:
     @property
     def free(self) -> bool:
         """Whether a document would be begun at once."""
-        return any(child.usable for child in self._idle) and not any(self._lanes.values())
+        return any(child.usable for child in self._idle) and self._queue.empty
+
+    def unhealthy(self) -> MeshError | None:
+        """Why no document can be done: there is no child, and none can be started. None while there is one."""
+        self.replace_dead()
+        since = self._without_child_since
+        if since is None:
+            return None
+        if self._failure is None and self._clock() - since < WITHOUT_CHILD_SECONDS:
+            return None
+        return self._failure or Unavailable(
+            "No process that opens documents is ready; one is being started. Try again in a few seconds.",
+            reason="CHILD_STARTING",
+            retry_after=2.0,
+        )
 
     def replace_dead(self) -> None:
         """Start others in the place of idle children that have ended, before a document asks for them."""
         dead = [child for child in self._idle if not child.usable]
-        self._idle = [child for child in self._idle if child.usable]
+        self._idle = deque(child for child in self._idle if child.usable)
         for child in dead:
             self._retire(child)
 
-    @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Admit one document: raise Overloaded where as many are inside as may run and wait."""
-        most = self._limits.children + self._limits.max_queued
-        if self._admitted >= most:
-            raise Overloaded(
-                f"{self._admitted} documents are being uploaded, converted or waiting; try again later.",
-                reason="QUEUE_FULL",
-                retry_after=max(1.0, round(self._typical_seconds * self._admitted / self._limits.children, 1)),
-            )
-        self._admitted += 1
-        try:
-            yield
-        finally:
-            self._admitted -= 1
+    def place(self, deadline: Deadline, priority: Priority) -> AbstractContextManager[None]:
+        """Admit one document for the length of the block, before its upload is read.
+
+        Raises:
+            Overloaded: too many are inside, or the wait is longer than the deadline; come back after ``retry_after``.
+            DeadlineExceeded: the time is up already.
+        """
+        return self._queue.place(deadline, priority)
 
     @asynccontextmanager
-    async def child(self, deadline: Deadline, priority: Priority) -> AsyncIterator[DocumentProcess]:
+    async def child(
+        self, deadline: Deadline, priority: Priority, *, check: bool = False
+    ) -> AsyncIterator[DocumentProcess]:
         """A warm child of one's own until the block is left; left with work undone, the child is ended.
+
+        ``check``: how long this takes says nothing about documents.
 
         Raises:
             DeadlineExceeded: none became free in time.
         """
         child = await self._take(deadline, priority)
-        began = asyncio.get_running_loop().time()
-        self._in_use.add(child)
         try:
-            yield child
+            with nullcontext() if check else self._queue.learning():
+                yield child
         finally:
-            self._typical_seconds += 0.2 * (asyncio.get_running_loop().time() - began - self._typical_seconds)
-            self._in_use.discard(child)
-            self._give_back(child)
+            self._give_back(child, priority)
 
     async def _take(self, deadline: Deadline, priority: Priority) -> DocumentProcess:
         self.replace_dead()
-        if self._idle and not any(self._lanes.values()):
-            return self._idle.pop()
         waiting = self._new_future()
-        self._lanes[priority].append(waiting)
+        self._queue.join(waiting, priority)
+        self._hand_out()
         while not (child := await self._arrival(waiting, deadline, priority)).usable:
-            self._retire(child)  # it ended between being handed over and being received
+            self._give_back(child, priority)  # it ended between being handed over and being received
             waiting = self._new_future()
-            self._lanes[priority].appendleft(waiting)  # its turn had come
+            self._queue.join(waiting, priority, at_the_head=True)  # its turn had come
         return child
 
     @staticmethod
@@ -161,6 +173,8 @@ class ChildPool:
     async def _arrival(
         self, waiting: asyncio.Future[DocumentProcess], deadline: Deadline, priority: Priority
     ) -> DocumentProcess:
+        if waiting.done():
+            return waiting.result()
         try:
             async with asyncio.timeout(deadline.remaining()):
                 return await waiting
@@ -174,35 +188,40 @@ class ChildPool:
             raise
 
     def _give_up(self, waiting: asyncio.Future[DocumentProcess], priority: Priority) -> None:
-        if waiting in self._lanes[priority]:
-            self._lanes[priority].remove(waiting)
-        elif waiting.done() and not waiting.cancelled():
-            self._give_back(waiting.result())  # a child arrived in the same moment
+        if not self._queue.leave(waiting, priority) and waiting.done() and not waiting.cancelled():
+            self._give_back(waiting.result(), priority)  # a child arrived in the same moment
 
-    def _give_back(self, child: DocumentProcess) -> None:
+    def _give_back(self, child: DocumentProcess, priority: Priority) -> None:
+        self._in_use.discard(child)
+        self._queue.give_back(priority)
+        self._offer(child)
+
+    def _offer(self, child: DocumentProcess) -> None:
         if not child.usable or child.documents >= self._limits.documents_per_child:
             self._retire(child)
             return
-        waiting = self._next_in_line()
-        if waiting is None:
-            self._idle.append(child)
-        else:
-            waiting.set_result(child)
+        self._idle.append(child)
+        self._count_children()
+        self._hand_out()
 
-    def _next_in_line(self) -> asyncio.Future[DocumentProcess] | None:
-        interactive, bulk = self._lanes[Priority.INTERACTIVE], self._lanes[Priority.BULK]
-        while interactive or bulk:
-            bulk_turn = not interactive or (bool(bulk) and self._interactive_streak >= INTERACTIVE_BEFORE_BULK)
-            waiting = (bulk if bulk_turn else interactive).popleft()
-            if not waiting.done():
-                self._interactive_streak = 0 if bulk_turn else self._interactive_streak + 1
-                return waiting
-        return None
+    def _hand_out(self) -> None:
+        # The one that has been idle longest goes first: so each proves itself in turn, by documents or by the canary.
+        while self._idle and (waiting := self._queue.next()) is not None:
+            child = self._idle.popleft()
+            self._in_use.add(child)
+            waiting.set_result(child)
 
     def _retire(self, child: DocumentProcess) -> None:
         child.kill()
+        self._count_children()
         self._spawn(child.close(), self._closing)
         self._replace()
+
+    def _count_children(self) -> None:
+        if self._idle or self._in_use:
+            self._without_child_since = None
+        elif self._without_child_since is None:
+            self._without_child_since = self._clock()
 
     def _replace(self) -> None:
         self._spawn(self._add_child(), self._starting)
@@ -214,16 +233,20 @@ class ChildPool:
             try:
                 child = await self._started()
             except MeshError as error:
-                self.failure = error
-                await self._pause(seconds)
-                seconds = min(2 * seconds, _LONGEST_PAUSE)
-                continue
-            self._give_back(child)
-            return
+                self._failure = error
+            except Exception:
+                # Whatever it is, the next start may do better, and a pool that stopped trying would stay without.
+                log.exception("a child process could not be started")
+                self._failure = Internal("A process that opens documents could not be started; see the worker's log.")
+            else:
+                self._offer(child)
+                return
+            await self._pause(seconds)
+            seconds = min(2 * seconds, _LONGEST_PAUSE)
 
     async def _started(self) -> DocumentProcess:
         child = await self._start_child()
-        self.failure = None
+        self._failure = None
         if self.ready is None and child.ready is not None:
             for warning in child.ready.warnings:
                 log.warning(warning)

@@ -163,16 +163,16 @@ class ChunkingService:
 
     def unhealthy(self) -> MeshError | None:
         """Why no document can be done for now; None while all is well."""
-        return self._pool.failure if self._pool is not None else None
+        return self._pool.unhealthy() if self._pool is not None else None
 
     async def canary(self) -> None:
         """Chunk a document of our own; raise Overloaded where real ones are at work, which proves more."""
         self.pool.replace_dead()
         if not self.pool.free:
             raise Overloaded("Documents are at work.")
-        async with self.admitted(
-            Header(filename="canary.pdf"), Deadline.after(_CANARY_SECONDS), Priority.INTERACTIVE
-        ) as job:
+        # As bulk work: as interactive work it would keep a child from real bulk work for good.
+        waiting = Waiting(Deadline.after(_CANARY_SECONDS), Priority.BULK, check=True)
+        async with self._admitted(Header(filename="canary.pdf"), waiting) as job:
             await job.write(small_pdf())
             async for _ in job.answers():
                 pass
@@ -183,15 +183,21 @@ class ChunkingService:
 
         Raises:
             InvalidRequest, PayloadTooLarge: what the header says cannot work; nothing was uploaded yet.
-            Overloaded: the queue is full.
+            Overloaded: too many are inside, or the wait is longer than the deadline; nothing was uploaded yet.
         """
+        async with self._admitted(header, Waiting(deadline, priority)) as job:
+            yield job
+
+    @asynccontextmanager
+    async def _admitted(self, header: Header, waiting: Waiting) -> AsyncIterator[Job]:
         order = self._order(header)
-        async with self.pool.place(), Spool(self.config.spool_path, max_bytes=self.config.max_document_bytes) as spool:
-            job = Job(self.pool, spool, order, Waiting(deadline, priority))
-            try:
-                yield job
-            finally:
-                job.abandon()
+        with self.pool.place(waiting.deadline, waiting.priority):
+            async with Spool(self.config.spool_path, max_bytes=self.config.max_document_bytes) as spool:
+                job = Job(self.pool, spool, order, waiting)
+                try:
+                    yield job
+                finally:
+                    job.abandon()
 
     def _order(self, header: Header) -> Order:
         if header.size_bytes is not None:
@@ -212,10 +218,11 @@ class ChunkingService:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """How long the caller waits, and in which lane."""
+    """How long the caller waits, and in which lane; ``check`` where it is no caller but the worker itself."""
 
     deadline: Deadline
     priority: Priority
+    check: bool = False
 
 
 class Job:
@@ -250,7 +257,7 @@ class Job:
         order = self._placed_order()
         uploaded = time.perf_counter()
         deadline = self._waiting.deadline
-        async with self._pool.child(deadline, self._waiting.priority) as child:
+        async with self._pool.child(deadline, self._waiting.priority, check=self._waiting.check) as child:
             self._child = child
             begun = time.perf_counter()
             first_chunk = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from gpu_services.chunking import sandbox
 from gpu_services.chunking.child_process import Child, child_environment
 from gpu_services.chunking.events import ChildSetup, Finished, Limits, Order, Refused
+from gpu_services.chunking.work_watch import STUCK_SECONDS
 from mesh.docling.chunks import Chunk
 from mesh.errors import InvalidRequest, MeshError, PayloadTooLarge
 
@@ -136,6 +138,21 @@ async def test_how_a_child_died_says_what_the_document_did(
     last = [event async for event in events][-1]
     assert isinstance(last, Refused)
     assert (type(last.error), last.error.reason) == refusal
+
+
+async def test_a_child_that_stops_working_costs_its_document_a_few_seconds(
+    child: Child, order: Any, real_pdf_bytes: bytes
+) -> None:
+    """A stopped child is found by its processor time, long before the document's own limit, and ended."""
+    events = child.events(order(real_pdf_bytes, "spec.pdf", window_pages=1), seconds=300)
+    await anext(events)
+    os.kill(child._process.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    last = [event async for event in events][-1]
+    assert isinstance(last, Refused)
+    assert last.error.reason == "DOCUMENT_STUCK"
+    assert STUCK_SECONDS <= time.monotonic() - began < 10
+    assert await asyncio.wait_for(child._process.wait(), 5) == -signal.SIGKILL
 
 
 async def test_a_child_that_was_told_to_end_takes_no_other_document(child: Child, order: Any) -> None:

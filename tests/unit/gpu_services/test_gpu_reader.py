@@ -11,6 +11,7 @@ import pytest
 from gpu_services.gpu.reader import GpuReader
 from gpu_services.gpu.status import Status
 from mesh.errors import InvalidRequest, Unavailable
+from mesh.testing import FakeClock
 
 
 class FakeSource:
@@ -67,6 +68,39 @@ async def test_a_driver_that_hangs_fails_the_callers_and_holds_one_thread() -> N
     assert (await late.read()).unavailable_reason == "none here"
     await late.stop()
     assert source.closed
+
+
+async def test_a_driver_that_hangs_is_told_until_it_answers() -> None:
+    """The capability is unhealthy from the time limit on, callers hear so at once, and it mends by itself."""
+    source, clock = FakeSource(), FakeClock()
+    source.gate.clear()
+    reader = GpuReader(source, answer_seconds=3.0, clock=clock)
+    asking = asyncio.create_task(reader.read())
+    await asyncio.sleep(0)
+    seen = [reader.unhealthy()]
+    clock.advance(3.0)
+    seen.append(reader.unhealthy())
+    with pytest.raises(Unavailable, match="does not answer"):
+        await reader.read()
+    source.gate.set()
+    assert (await asking).unavailable_reason == "none here"
+    seen.append(reader.unhealthy())
+    assert seen[0] is seen[2] is None
+    assert seen[1] is not None
+    assert seen[1].reason == "GPU_DRIVER_HANGS"
+
+
+async def test_a_start_waits_for_a_driver_that_hangs() -> None:
+    """A worker that starts while the driver hangs serves as soon as the driver answers."""
+    source = FakeSource()
+    source.gate.clear()
+    reader = GpuReader(source, answer_seconds=0.0)
+    starting = asyncio.create_task(reader.start())
+    await asyncio.sleep(0)
+    assert not starting.done()
+    source.gate.set()
+    await starting
+    assert reader.unhealthy() is None
 
 
 async def test_a_source_that_raises_fails_the_reading_only() -> None:

@@ -22,6 +22,7 @@ from mesh.clients.chunking import (
 )
 from mesh.clients.docling import ConvertedDocuments, DoclingChunker
 from mesh.clients.gpu import AsyncGPUServiceClient
+from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, InvalidRequest, MeshError, Overloaded, PayloadTooLarge
 from mesh.testing.server import serve
@@ -132,11 +133,12 @@ async def test_a_deadline_is_kept_and_one_too_many_is_refused(
         options = ChunkOptions(filename="spec.pdf")
         return len([event async for event in client.chunk(pdf, options, deadline=Deadline.after(seconds))])
 
-    async with running.service.pool.place():
+    pool, lane = running.service.pool, Priority.INTERACTIVE
+    with pool.place(Deadline.after(60), lane):
         with pytest.raises(DeadlineExceeded):
             await read(0.1)
         await _nothing_left(running.spool)  # its place is free again only then
-        async with running.service.pool.place():
+        with pool.place(Deadline.after(60), lane):
             with pytest.raises(Overloaded) as refused:
                 await read(20)
     assert refused.value.retry_after
