@@ -22,6 +22,7 @@ class Readiness:
         starting = Unavailable("This capability is still starting: its model is being loaded.", retry_after=2.0)
         self._reasons: dict[str, MeshError | None] = dict.fromkeys(services, starting)
         self._draining = False
+        self._closed = False
         self.servicer = health.aio.HealthServicer()
 
     async def announce(self) -> None:
@@ -47,8 +48,14 @@ class Readiness:
         for service in self._reasons:
             await self._publish(service)
 
+    def close(self) -> None:
+        """Let no new call in any more, for good. Refused with its reason, it is tried elsewhere by the caller's hop."""
+        self._closed = True
+
     def refusal(self, service: str) -> MeshError | None:
         """Why a new call to ``service`` is not let in; None when it is."""
+        if self._closed:
+            return Unavailable("The worker is draining; another one will answer.", reason="DRAINING", retry_after=1.0)
         reason = self._reasons.get(service)
         return (
             None

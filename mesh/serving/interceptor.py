@@ -15,7 +15,8 @@ from mesh.context import CallContext, current_call
 from mesh.errors import DeadlineExceeded, Internal, MeshError
 from mesh.serving.calls import ServicerContext
 from mesh.serving.health import Readiness
-from mesh.telemetry import RPC_CALLS, RPC_IN_FLIGHT, RPC_LATENCY, fields, get_logger
+from mesh.serving.journal import CallJournal, MethodSeries
+from mesh.telemetry import fields, get_logger
 from mesh.wire import grpc_code, to_trailing_metadata
 
 log = get_logger(__name__)
@@ -30,57 +31,67 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._readiness = readiness
         self._services = services
         self._default_deadline_seconds = default_deadline_seconds
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._journal = CallJournal()
+        self._admitted = 0
+        self._none_admitted = asyncio.Event()
+        self._none_admitted.set()
         self.last_finished: dict[str, float] = {}
-        self.in_flight = 0
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Wrap the handler of one of our own methods; its four kinds differ only in how replies leave."""
+        name = handler_call_details.method
+        if (known := self._handlers.get(name)) is not None:
+            return known
         handler = await continuation(handler_call_details)
-        _, service, method = handler_call_details.method.split("/", 2)
+        _, service, method = name.split("/", 2)
         if handler is None or service not in self._services:
             return handler
+        series = MethodSeries(service, method)
         if handler.response_streaming:
             behavior: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            wrapped: Any = self._streaming(behavior, service, method)
+            wrapped: Any = self._streaming(behavior, series)
         else:
             behavior = handler.stream_unary if handler.request_streaming else handler.unary_unary
-            wrapped = self._single(behavior, service, method)
-        return _with_behavior(handler, wrapped)
+            wrapped = self._single(behavior, series)
+        self._handlers[name] = found = _with_behavior(handler, wrapped)
+        return found
 
-    def _single(self, behavior: Any, service: str, method: str) -> Any:
+    async def all_answered(self) -> None:
+        """Wait until every admitted call is over, its answer and status sent."""
+        await self._none_admitted.wait()
+
+    def _single(self, behavior: Any, series: MethodSeries) -> Any:
         async def serve(request: Any, context: ServicerContext) -> Any:
-            async with self._around(service, method, context):
+            async with self._around(series, context):
                 return await behavior(request, context)
 
         return serve
 
-    def _streaming(self, behavior: Any, service: str, method: str) -> Any:
+    def _streaming(self, behavior: Any, series: MethodSeries) -> Any:
         async def serve(request: Any, context: ServicerContext) -> AsyncIterator[Any]:
             # Closed at once when the caller leaves between two replies, not when the generator is collected.
-            async with self._around(service, method, context), aclosing(behavior(request, context)) as replies:
+            async with self._around(series, context), aclosing(behavior(request, context)) as replies:
                 async for reply in replies:
                     yield reply
 
         return serve
 
     @asynccontextmanager
-    async def _around(self, service: str, method: str, context: ServicerContext) -> AsyncIterator[None]:
+    async def _around(self, series: MethodSeries, context: ServicerContext) -> AsyncIterator[None]:
         """Everything around one call. Errors end it by ``abort``, so nothing of ours is raised past this point."""
         started = time.monotonic()
         current_call.set(CallContext.from_metadata(context.invocation_metadata() or ()))
         outcome = "ok"
         failure: MeshError | None = None
-        RPC_IN_FLIGHT.labels(service).inc()
-        self.in_flight += 1
+        series.in_flight.inc()
         try:
             async with asyncio.timeout(
                 None if context.time_remaining() is not None else self._default_deadline_seconds
             ):
-                refusal = self._readiness.refusal(service)
-                if refusal is not None:
-                    raise refusal
+                self._admit(series.service, context)
                 yield
         except MeshError as error:
             failure = error
@@ -90,28 +101,32 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             outcome = "cancelled"
             raise
         except Exception:
-            log.exception("a call failed in a way that nothing foresaw", extra=fields(service=service, method=method))
+            log.exception("a call failed in a way that nothing foresaw", extra=fields(**series.names))
             failure = Internal("The worker failed on this request. Its log says why, under the request's id.")
         finally:
             seconds = time.monotonic() - started
             outcome = failure.code if failure else outcome
-            self.in_flight -= 1
-            if outcome == "ok" and method != "Info":
+            if outcome == "ok" and series.method != "Info":
                 # Only an answered request proves the engine; Info, refusals and failures need none.
-                self.last_finished[service] = time.monotonic()
-            RPC_IN_FLIGHT.labels(service).dec()
-            RPC_CALLS.labels(service, method, outcome).inc()
-            RPC_LATENCY.labels(service, method).observe(seconds)
-            _log_call(service, method, outcome, seconds, failure)
+                self.last_finished[series.service] = time.monotonic()
+            series.finished(outcome, seconds)
+            self._journal.finished(series, outcome, seconds, failure)
         if failure is not None:
             await context.abort(grpc_code(failure), failure.message, to_trailing_metadata(failure))
 
+    def _admit(self, service: str, context: ServicerContext) -> None:
+        refusal = self._readiness.refusal(service)
+        if refusal is not None:
+            raise refusal
+        self._admitted += 1
+        self._none_admitted.clear()
+        # Not at the handler's end: the answer leaves after it, and a server that stops in between loses it.
+        context.add_done_callback(self._answered)  # type: ignore[arg-type]  # the stubs want a class, grpc a callable
 
-def _log_call(service: str, method: str, outcome: str, seconds: float, failure: MeshError | None) -> None:
-    values: dict[str, Any] = {"service": service, "method": method, "outcome": outcome, "ms": round(seconds * 1000, 2)}
-    if failure is not None:
-        values["reason"] = failure.reason
-    log.info("call", extra=fields(**values))
+    def _answered(self, _context: object) -> None:
+        self._admitted -= 1
+        if self._admitted == 0:
+            self._none_admitted.set()
 
 
 def _with_behavior(handler: grpc.RpcMethodHandler[Any, Any], behavior: Any) -> grpc.RpcMethodHandler[Any, Any]:

@@ -31,6 +31,9 @@ EXIT_PORT_IN_USE = 2
 EXIT_STUCK = 70
 """EX_SOFTWARE: the engine is stuck; the supervisor starts a fresh process."""
 
+_GOODBYE_SECONDS = 0.2
+"""For the last refusals to leave, and for clients to hear that the connection ends."""
+
 SettingsT = TypeVar("SettingsT", bound=WorkerSettings)
 _HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -101,17 +104,19 @@ class Worker:
             await capability.stop()
 
     async def _finish_admitted(self) -> None:
-        """Refuse new calls and end when the admitted ones are done, or the grace is over.
+        """Refuse new calls, and end when the admitted ones are answered, or the grace is over.
 
-        Open health watches are calls to gRPC too and never end by themselves: once our own are done, the grace is cut
-        short (a later, shorter one wins).
+        The port stays open meanwhile: a closed one would drop calls that are on their way, while a refusal with its
+        reason lets the caller's hop try elsewhere. Open health watches are calls to gRPC too and never end by
+        themselves, so the server's own grace begins after ours, and is short.
         """
-        stopping = asyncio.ensure_future(self._server.stop(self._settings.drain_grace_seconds))
-        while not stopping.done():
-            await asyncio.wait([stopping], timeout=0.05)
-            if self._interceptor.in_flight == 0:
-                await self._server.stop(0)
-        await stopping
+        self._readiness.close()
+        try:
+            async with asyncio.timeout(self._settings.drain_grace_seconds):
+                await self._interceptor.all_answered()
+        except TimeoutError:
+            log.warning("the grace is over; ending the calls that are still under way")
+        await self._server.stop(_GOODBYE_SECONDS)
 
     async def _bring_up(self, capability: Capability) -> None:
         try:

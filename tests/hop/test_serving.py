@@ -151,7 +151,7 @@ async def test_a_failed_canary_is_tried_again_while_clients_ask_for_info() -> No
             raise Unavailable("once")
 
     capability = replace(ScriptedEmbedding().capability(), canary=canary)
-    async with serve([capability], canary_interval_seconds=0.5) as running:
+    async with serve([capability], canary_interval_seconds=0.5, canary_retry_seconds=0.5) as running:
         async with AsyncEmbeddingServiceClient(running.target) as client:
             async with asyncio.timeout(10):
                 while tries < 2 or not client.hop.status().serving:
