@@ -24,13 +24,14 @@ class Attention:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        watch = _Watch(receive, send)
-        if Exchange.at(scope).body_read:
+        exchange = Exchange.at(scope)
+        watch = _Watch(exchange, receive, send)
+        if exchange.body_read:
             watch.begin_soon()
         try:
             await self._app(scope, watch.receive, watch.send)
         except asyncio.CancelledError:
-            if not watch.gone:
+            if not exchange.abandoned:
                 raise
             raise watch.claim() from None
         finally:
@@ -40,16 +41,16 @@ class Attention:
 class _Watch:
     """Waits for the client's leaving beside the work."""
 
-    __slots__ = ("_receive", "_send", "_soon", "_task", "_work", "gone")
+    __slots__ = ("_exchange", "_receive", "_send", "_soon", "_task", "_work")
 
-    def __init__(self, receive: Receive, send: Send) -> None:
+    def __init__(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+        self._exchange = exchange
         self._receive = receive
         self._send = send
         # Taken here: an upload's last piece may be read by another task than the one that answers.
         self._work = asyncio.current_task()
         self._soon: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
-        self.gone = False
 
     async def receive(self) -> Message:
         if self._soon is not None:
@@ -78,7 +79,7 @@ class _Watch:
     async def _wait(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.gone = True
+        self._exchange.abandoned = True
         if self._work is not None:
             self._work.cancel()
 

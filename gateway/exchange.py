@@ -50,6 +50,8 @@ class Exchange:
     outcome: str = "ok"
     body_read: bool = False
     """Whether the whole body was taken from the connection."""
+    abandoned: bool = False
+    """Whether the client has left."""
     refused: bool = False
     """Whether it was turned away because something is busy or away, which may befall thousands a second."""
 

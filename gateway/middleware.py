@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.exchange import Exchange
 from gateway.journal import Journal
 from gateway.lifecycle import Lifecycle
-from gateway.problems import as_mesh_error, problem
+from gateway.problems import as_mesh_error, out_of_time, problem
 from mesh.clock import Clock, monotonic
 from mesh.context import current_call
 from mesh.errors import (
@@ -103,15 +103,6 @@ class Account:
         finally:
             self._journal.record(exchange, scope, answer.status)
             current_call.reset(token)
-
-
-def out_of_time() -> Unavailable:
-    """The error of a request that was still under way when the gateway's own time to end was over."""
-    return Unavailable(
-        "This gateway ends before the request is done. Send it again; another gateway may take it.",
-        reason="GATEWAY_DRAINING",
-        retry_after=1.0,
-    )
 
 
 class _Answer:

@@ -67,6 +67,15 @@ def as_mesh_error(error: BaseException) -> MeshError:
     return Internal("The gateway failed on this request. Report the request id to whoever runs it.")
 
 
+def out_of_time() -> Unavailable:
+    """The error of a request that was still under way when the gateway's own time to end was over."""
+    return Unavailable(
+        "This gateway ends before the request is done. Send it again; another gateway may take it.",
+        reason="GATEWAY_DRAINING",
+        retry_after=1.0,
+    )
+
+
 def problem(error: MeshError, *, dialect: Dialect, call: CallContext, path: str) -> Problem:
     """Render ``error`` for a client of ``dialect`` that asked for ``path``."""
     status = _status(error, dialect)

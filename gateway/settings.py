@@ -161,7 +161,11 @@ class GatewaySettings(MeshSettings):
     port: int = Field(8000, ge=0, le=65535, description="HTTP port; 0 lets the system choose one.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people (text) or machines (json).")
     drain_notice_seconds: float = Field(
-        0.0, ge=0, le=60, description="Time between an unready /health/ready and closing the port, for load balancers."
+        0.0,
+        ge=0,
+        le=60,
+        description="How long the port stays open after SIGTERM, with /health/ready at 503. Behind a load balancer: "
+        "what its health check needs to notice (interval times threshold, plus a second), for example 5.",
     )
     drain_grace_seconds: float = Field(
         10.0, ge=0, le=3600, description="Time that admitted requests get to finish after SIGTERM."

@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic_core import to_json
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway.exchange import Exchange
-from gateway.problems import as_mesh_error, document
+from gateway.problems import as_mesh_error, document, out_of_time
 from gateway.settings import StreamsSettings
 from mesh.errors import Cancelled, MeshError
 from mesh.telemetry import get_logger
@@ -32,6 +32,7 @@ def sse(payload: Any) -> bytes:
 
 
 SSE_DONE = b"data: [DONE]\n\n"
+_END: Message = {"type": "http.response.body", "body": b"", "more_body": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +120,16 @@ class LiveAnswer(Response):
                 pass  # not even a first frame
             except Cancelled:
                 raise
+            except asyncio.CancelledError:
+                if not self._exchange.abandoned:
+                    # Not the client's leaving, so the gateway's own end: the reader learns that there is no more.
+                    await self._write(send, self._broken(out_of_time()))
+                    await send(_END)
+                raise
             except Exception as error:
                 await self._write(send, self._broken(error))
             beat.cancel()
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await send(_END)
         finally:
             beat.cancel()
             await _abandon(self._first, self._frames)

@@ -16,6 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from gateway.app import create_app
 from gateway.attention import Attention
 from gateway.exchange import Exchange
+from gateway.lifecycle import Lifecycle
 from gateway.settings import GatewaySettings
 from gateway.testing import FakePeers, RawRequest
 from mesh.context import Priority
@@ -185,6 +186,38 @@ async def test_the_first_words_leave_before_the_last_are_written(app: FastAPI, p
     await task
     assert request.is_whole
     assert not peers.writer.left_early
+
+
+async def test_a_stream_that_outlasts_the_gateway_ends_typed(peers: FakePeers, settings: GatewaySettings) -> None:
+    """Its task is cancelled at the end of the grace; the reader gets an error event, and no [DONE]."""
+    peers.writer.gate = asyncio.Semaphore(1)
+    lifecycle = Lifecycle()
+    app = create_app(settings, peers=peers.as_peers(), lifecycle=lifecycle)
+    request = RawRequest("POST", "/v1/chat/completions", JSON)
+    request.say(CHAT_BODY)
+    task = asyncio.create_task(app(request._scope, request._incoming.get, request._send))
+    await request.until(b"Hel")
+    lifecycle.draining = True
+    task.cancel()
+    await asyncio.wait({task}, timeout=5)
+    assert b'"code":"gateway_draining"' in request.body
+    assert request.is_whole
+    assert b"[DONE]" not in request.body
+    assert peers.writer.closed.is_set()
+
+
+async def test_while_draining_every_answer_ends_its_connection(peers: FakePeers, settings: GatewaySettings) -> None:
+    """Answers, refusals and readiness alike, so that a kept connection moves elsewhere between two requests."""
+    lifecycle = Lifecycle(ready=True)
+    app = create_app(settings, peers=peers.as_peers(), lifecycle=lifecycle)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://gateway") as client:
+        before = [await client.get("/health/ready"), await client.post(URL, json={"input": "a"})]
+        lifecycle.draining = True
+        after = [await client.get("/health/ready"), await client.post(URL, json={"input": "a"})]
+        after.append(await client.post(URL, json={}))
+    assert [answer.status_code for answer in before + after] == [200, 200, 503, 200, 400]
+    assert ["connection" in answer.headers for answer in before] == [False, False]
+    assert [answer.headers["connection"] for answer in after] == ["close"] * 3
 
 
 async def test_silence_is_filled_with_comments(peers: FakePeers) -> None:
