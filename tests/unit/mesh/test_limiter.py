@@ -1,74 +1,407 @@
-"""What the limiter promises."""
+"""What the limiter promises: call by call, and in front of a simulated server that gets far too much."""
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import random
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
 import pytest
 
-from mesh.errors import AttemptTimedOut, InvalidRequest, MeshError, Overloaded
+from mesh.context import Priority
+from mesh.errors import AttemptTimedOut, GpuOutOfMemory, InvalidRequest, MeshError, Overloaded, Unavailable
 from mesh.resilience import AdaptiveLimiter
+from mesh.resilience.limiter import Slot, places_for_bulk
 from mesh.testing import FakeClock
 
+BULK = Priority.BULK
+INTERACTIVE = Priority.INTERACTIVE
 
-def finish(limiter: AdaptiveLimiter, error: MeshError | None = None) -> None:
-    """One call alone, ended with ``error``."""
-    slot = limiter.slot()
+
+def take(limiter: AdaptiveLimiter, count: int, priority: Priority = INTERACTIVE) -> list[Slot]:
+    """So many calls that are under way."""
+    return [limiter.slot(priority) for _ in range(count)]
+
+
+def end(slot: Slot, error: BaseException | None = None) -> None:
+    """One call ends, by ``error`` or well."""
     slot.__exit__(type(error) if error else None, error, None)
 
 
+def end_all(slots: list[Slot], error: BaseException | None = None) -> None:
+    """All of them end alike."""
+    for slot in slots:
+        end(slot, error)
+
+
+def fill(limiter: AdaptiveLimiter, priority: Priority) -> list[Slot]:
+    """As many calls as get in."""
+    slots: list[Slot] = []
+    while True:
+        try:
+            slots.append(limiter.slot(priority))
+        except Overloaded:
+            return slots
+
+
 def test_over_the_limit_the_answer_is_no_at_once() -> None:
-    """Nothing queues: the call beyond the limit is refused with the time to come back."""
-    limiter = AdaptiveLimiter(initial=8, minimum=8, clock=FakeClock())
-    slots = [limiter.slot() for _ in range(8)]
+    """Nothing queues: the call beyond the limit is refused with the time to come back, and a place given back helps."""
+    limiter = AdaptiveLimiter(initial=8, clock=FakeClock())
+    slots = take(limiter, 8)
     with pytest.raises(Overloaded) as caught:
         limiter.slot()
+    assert caught.value.reason == "HOP_LIMIT"
     assert caught.value.retry_after is not None
     assert caught.value.retry_after > 0
-    slots[0].__exit__(None, None, None)
+    end(slots[0])
     limiter.slot()
 
 
+@pytest.mark.parametrize("priority", Priority)
+def test_room_can_be_asked_for_without_taking_it(priority: Priority) -> None:
+    """It raises exactly when a slot would, and asking a thousand times takes nothing."""
+    limiter = AdaptiveLimiter(initial=8, clock=FakeClock())
+    for _ in range(1000):
+        limiter.require_room(priority)
+    assert limiter.in_flight == 0
+    fill(limiter, priority)
+    with pytest.raises(Overloaded, match=priority.value):
+        limiter.require_room(priority)
+
+
 @pytest.mark.parametrize("error", [Overloaded("busy"), AttemptTimedOut("slow")])
-def test_it_shrinks_when_the_peer_is_busy_but_never_below_its_minimum(error: MeshError) -> None:
-    """Each busy answer, at most one per call time, takes a tenth."""
-    clock = FakeClock()
-    limiter = AdaptiveLimiter(initial=100, minimum=8, clock=clock)
-    clock.advance(1)
-    finish(limiter, error)
-    finish(limiter, error)
+def test_the_first_sign_of_too_many_brings_the_limit_below_what_was_in_flight(error: MeshError) -> None:
+    """With 40 in flight and a limit of 256 it falls to 36, not to 230."""
+    limiter = AdaptiveLimiter(initial=256, clock=FakeClock())
+    slots = take(limiter, 40)
+    end(slots[-1], error)
+    assert limiter.limit == 36
+
+
+def test_what_a_refusal_tells_is_how_many_were_there_when_the_call_arrived() -> None:
+    """Of 256 sent at once the 21st is the first refused: the peer takes twenty, however many wait for their no."""
+    limiter = AdaptiveLimiter(initial=256, clock=FakeClock())
+    slots = take(limiter, 256)
+    end(slots[20], Overloaded("busy"))
+    assert limiter.limit == 18
+
+
+@pytest.mark.parametrize("error", [Overloaded("busy"), AttemptTimedOut("slow")])
+def test_one_round_of_refusals_shrinks_it_once(error: MeshError) -> None:
+    """Calls that were under way when it shrank tell of the time before; those sent after it count again."""
+    limiter = AdaptiveLimiter(initial=100, clock=FakeClock())
+    slots = take(limiter, 100)
+    end(slots.pop(), error)
     assert limiter.limit == 90
-    for _ in range(100):
-        clock.advance(1)
-        finish(limiter, error)
-    assert limiter.limit == 8
+    end_all(slots, error)
+    assert limiter.limit == 90
+    end(take(limiter, 90)[-1], error)
+    assert limiter.limit == 81
 
 
-def test_it_grows_while_it_is_in_use_and_never_above_its_maximum() -> None:
-    """A full round of successes adds about one."""
-    limiter = AdaptiveLimiter(initial=10, minimum=8, maximum=12, clock=FakeClock())
+@pytest.mark.parametrize("priority", Priority)
+def test_it_never_shrinks_below_its_minimum(priority: Priority) -> None:
+    """A peer that refuses everything still gets a few calls of either lane, by which its recovery is found."""
+    limiter = AdaptiveLimiter(initial=100, minimum=4, clock=FakeClock())
     for _ in range(100):
-        slots = [limiter.slot() for _ in range(limiter.limit)]
-        for slot in slots:
-            slot.__exit__(None, None, None)
-    assert limiter.limit == 12
+        end_all(fill(limiter, priority), Overloaded("busy"))
+    assert len(fill(limiter, priority)) == (4 if priority is INTERACTIVE else 2)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Overloaded("the caller has no time", reason="QUEUE_LONGER_THAN_DEADLINE"),
+        GpuOutOfMemory("one item is too large"),
+        InvalidRequest("bad"),
+        Unavailable("down"),
+        ValueError("our bug"),
+        KeyboardInterrupt(),
+    ],
+    ids=lambda error: getattr(error, "reason", type(error).__name__),
+)
+def test_what_does_not_mean_too_many_neither_shrinks_nor_leaks(error: BaseException) -> None:
+    """A caller's short deadline, an item too large for the device, a bad request: the place comes back, that is all."""
+    limiter = AdaptiveLimiter(initial=10, clock=FakeClock())
+    for priority in Priority:
+        for _ in range(100):
+            end(limiter.slot(priority), error)
+    assert (limiter.limit, limiter.bulk_limit) == (10, 7)
+    assert (limiter.in_flight, limiter.bulk_in_flight) == (0, 0)
+
+
+def test_it_grows_by_about_one_per_round_while_it_is_in_use_and_never_above_its_maximum() -> None:
+    """Ten rounds of as many successes as there are places add ten, give or take one."""
+    limiter = AdaptiveLimiter(initial=20, maximum=40, clock=FakeClock())
+    slots = fill(limiter, INTERACTIVE)
+    for _ in range(10):
+        for slot in slots[: limiter.limit]:
+            end(slot)
+            slots = [*slots[1:], *fill(limiter, INTERACTIVE)]
+    assert limiter.limit in (29, 30, 31)
+    end_all(slots)
+    for _ in range(100):
+        end_all(fill(limiter, INTERACTIVE))
+    assert limiter.limit == 40
 
 
 def test_it_does_not_grow_while_nobody_needs_it() -> None:
-    """Calls one at a time prove nothing about many at once."""
-    limiter = AdaptiveLimiter(initial=10, minimum=8, clock=FakeClock())
+    """Half of its places in use prove nothing about all of them."""
+    limiter = AdaptiveLimiter(initial=10, clock=FakeClock())
     for _ in range(1000):
-        finish(limiter)
+        end_all(take(limiter, 5))
     assert limiter.limit == 10
 
 
-def test_other_errors_neither_shrink_nor_leak() -> None:
-    """A bad request gives its place back and changes nothing."""
-    limiter = AdaptiveLimiter(initial=10, minimum=8, clock=FakeClock())
-    for _ in range(100):
-        finish(limiter, InvalidRequest("bad"))
-    assert (limiter.limit, limiter.in_flight) == (10, 0)
+@pytest.mark.parametrize(("limit", "bulk"), [(1, 1), (2, 1), (3, 1), (4, 2), (8, 6), (9, 6), (10, 7), (256, 192)])
+def test_a_quarter_of_the_places_and_two_at_least_are_not_for_bulk_work(limit: int, bulk: int) -> None:
+    """Bulk work fills all others, and where there are hardly any places it still gets one."""
+    limiter = AdaptiveLimiter(initial=limit, minimum=1, clock=FakeClock())
+    assert len(fill(limiter, BULK)) == bulk == limiter.bulk_limit
+    assert len(fill(limiter, INTERACTIVE)) == limit - bulk
 
 
-def test_nonsense_is_refused() -> None:
+def test_bulk_work_leaves_the_last_places_free_also_beside_interactive_work() -> None:
+    """With half of the places in interactive use, bulk work stops at three quarters all the same."""
+    limiter = AdaptiveLimiter(initial=100, clock=FakeClock())
+    take(limiter, 50)
+    assert len(fill(limiter, BULK)) == 25
+    assert len(fill(limiter, INTERACTIVE)) == 25
+
+
+def test_what_the_peer_refuses_of_bulk_work_shrinks_the_bulk_lane_alone() -> None:
+    """Bulk work gives way by itself; interactive work keeps every place."""
+    limiter = AdaptiveLimiter(initial=100, clock=FakeClock())
+    end(take(limiter, 20, BULK)[-1], Overloaded("busy"))
+    assert limiter.bulk_limit == 18
+    assert limiter.limit == 100
+
+
+def test_the_bulk_lane_grows_again_by_its_own_successes() -> None:
+    """Interactive successes say nothing about how much bulk work the peer takes."""
+    limiter = AdaptiveLimiter(initial=100, clock=FakeClock())
+    slots = take(limiter, 20, BULK)
+    end(slots.pop(), Overloaded("busy"))
+    end_all(slots)
+    refused = limiter.bulk_limit
+    for _ in range(10):
+        end_all(take(limiter, 60))
+    assert limiter.bulk_limit == refused
+    for _ in range(10):
+        end_all(fill(limiter, BULK))
+    assert limiter.bulk_limit >= refused + 4
+
+
+def test_refused_callers_are_told_to_come_back_one_after_another() -> None:
+    """Ten in flight that take two seconds each are five a second: the refused are 0.2 s apart."""
+    clock = FakeClock()
+    limiter = AdaptiveLimiter(initial=10, maximum=10, clock=clock)
+    for _ in range(20):
+        slots = take(limiter, 10)
+        clock.advance(2)
+        end_all(slots)
+    take(limiter, 10)
+    told = []
+    for _ in range(11):
+        with pytest.raises(Overloaded) as caught:
+            limiter.slot()
+        told.append(caught.value.retry_after or 0.0)
+    assert told[10] - told[5] == pytest.approx(1.0, rel=0.01)
+
+
+def test_threads_never_exceed_the_limit_and_give_everything_back() -> None:
+    """Eight threads at once, both lanes: never more in flight than places, and none lost in the end."""
+    limiter = AdaptiveLimiter(initial=6, maximum=6)
+    seen: list[int] = []
+
+    def work(priority: Priority) -> None:
+        for _ in range(500):
+            try:
+                with limiter.slot(priority):
+                    seen.append(limiter.in_flight)
+            except Overloaded:
+                continue
+
+    threads = [threading.Thread(target=work, args=(priority,)) for priority in Priority for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(seen) <= 6
+    assert (limiter.in_flight, limiter.bulk_in_flight) == (0, 0)
+
+
+@pytest.mark.parametrize("bounds", [{"initial": 4, "minimum": 8}, {"minimum": 0}, {"initial": 9, "maximum": 8}])
+def test_nonsense_is_refused(bounds: dict[str, int]) -> None:
     """The bounds have an order."""
-    with pytest.raises(ValueError):
-        AdaptiveLimiter(initial=4, minimum=8)
+    with pytest.raises(ValueError, match="minimum"):
+        AdaptiveLimiter(**bounds)  # type: ignore[arg-type]
+
+
+@dataclass
+class Outcomes:
+    """When what became of the calls of one lane, in seconds since the beginning."""
+
+    answered: list[float] = field(default_factory=list)
+    refused_by_hop: list[float] = field(default_factory=list)
+    refused_by_server: list[float] = field(default_factory=list)
+
+
+def per_second(times: list[float], begin: float, until: float) -> float:
+    """Mean rate between two times."""
+    return sum(begin <= time < until for time in times) / (until - begin)
+
+
+class Simulation:
+    """A limiter before a server that serves ``slots`` at once for ``seconds`` each, and lets ``queue`` wait.
+
+    As workers do, it serves interactive calls first, and keeps a quarter of what it holds from bulk calls.
+    Calls come by chance at a rate that does not depend on how they fare (open loop); the way takes 2 ms both ways.
+    """
+
+    TRIP = 0.001
+
+    def __init__(self, limiter: AdaptiveLimiter, clock: FakeClock, *, slots: int, queue: int, seconds: float) -> None:
+        self.limiter = limiter
+        self.rate = slots / seconds
+        self.outcomes = {priority: Outcomes() for priority in Priority}
+        self._clock = clock
+        self._began = clock()
+        self._slots = self._room = slots
+        self._queue = queue
+        self._seconds = seconds
+        self._waiting: dict[Priority, deque[Callable[[], None]]] = {priority: deque() for priority in Priority}
+        self._order = itertools.count()
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._rng = random.Random(11)
+
+    def offer(self, priority: Priority, load: Callable[[float], float], until: float) -> None:
+        """Calls at the rate ``load(time)`` until then."""
+
+        def arrive() -> None:
+            if self.now < until:
+                self._in(self._rng.expovariate(load(self.now)), arrive)
+                self._call(priority)
+
+        arrive()
+
+    def run(self) -> None:
+        """Until nothing happens any more."""
+        while self._events:
+            at, _, event = heapq.heappop(self._events)
+            self._clock.advance(max(0.0, at - self._clock()))
+            event()
+
+    @property
+    def now(self) -> float:
+        """Seconds since the beginning."""
+        return self._clock() - self._began
+
+    def _in(self, seconds: float, event: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (self._clock() + seconds, next(self._order), event))
+
+    def _call(self, priority: Priority) -> None:
+        outcomes = self.outcomes[priority]
+        try:
+            slot = self.limiter.slot(priority)
+        except Overloaded:
+            outcomes.refused_by_hop.append(self.now)
+            return
+
+        def answered() -> None:
+            outcomes.answered.append(self.now)
+            end(slot)
+
+        def refused() -> None:
+            outcomes.refused_by_server.append(self.now)
+            end(slot, Overloaded("full", reason="QUEUE_FULL"))
+
+        self._in(self.TRIP, lambda: self._reach(priority, answered, refused))
+
+    def _reach(self, priority: Priority, answered: Callable[[], None], refused: Callable[[], None]) -> None:
+        held = self._slots - self._room + sum(map(len, self._waiting.values()))
+        holds = self._slots + self._queue
+        if held < (holds - holds // 4 if priority is BULK else holds):
+            self._waiting[priority].append(answered)
+            self._serve()
+        else:
+            self._in(self.TRIP, refused)
+
+    def _serve(self) -> None:
+        while self._room and (lane := self._waiting[INTERACTIVE] or self._waiting[BULK]):
+            self._room -= 1
+            answered = lane.popleft()
+            self._in(self._rng.uniform(0.8, 1.2) * self._seconds, lambda answered=answered: self._done(answered))
+
+    def _done(self, answered: Callable[[], None]) -> None:
+        self._room += 1
+        self._in(self.TRIP, answered)
+        self._serve()
+
+
+SERVERS = pytest.mark.parametrize(
+    ("slots", "queue", "seconds", "refused_there"),
+    [(1, 4, 0.01, 0.03), (1, 4, 0.1, 0.03), (4, 16, 0.02, 0.005), (32, 64, 0.1, 0.001)],
+    ids=["one-at-a-time", "one-at-a-time-slow", "four", "batches"],
+)
+
+
+@SERVERS
+def test_ten_times_too_much_for_long_costs_no_goodput(
+    slots: int, queue: int, seconds: float, refused_there: float
+) -> None:
+    """After the first second the server is as busy as it can be, and nearly all refusals are made here.
+
+    Once the load falls, everything is served within two seconds.
+    """
+    clock = FakeClock()
+    simulation = Simulation(AdaptiveLimiter(clock=clock), clock, slots=slots, queue=queue, seconds=seconds)
+    rate = simulation.rate
+    simulation.offer(INTERACTIVE, lambda now: 10 * rate if now < 20 else 0.5 * rate, until=30)
+    simulation.run()
+    outcomes = simulation.outcomes[INTERACTIVE]
+    assert per_second(outcomes.answered, 1, 20) >= 0.95 * rate
+    here, there = (per_second(times, 1, 20) for times in (outcomes.refused_by_hop, outcomes.refused_by_server))
+    assert there / (here + there) <= refused_there
+    assert per_second(outcomes.refused_by_hop + outcomes.refused_by_server, 22, 30) <= 0.01 * rate
+
+
+def test_a_minimum_above_what_the_server_holds_would_let_the_overload_through() -> None:
+    """Why the minimum is four: with eight, a server that holds five refuses most of the overload itself."""
+    clock = FakeClock()
+    simulation = Simulation(AdaptiveLimiter(minimum=8, clock=clock), clock, slots=1, queue=4, seconds=0.01)
+    simulation.offer(INTERACTIVE, lambda _: 10 * simulation.rate, until=10)
+    simulation.run()
+    outcomes = simulation.outcomes[INTERACTIVE]
+    assert len(outcomes.refused_by_server) > len(outcomes.refused_by_hop)
+
+
+@SERVERS
+def test_a_bulk_job_that_saturates_the_worker_refuses_no_interactive_call(
+    slots: int, queue: int, seconds: float, refused_there: float
+) -> None:
+    """Bulk work at ten times the rate beside interactive work at a fifth of it: the hop lets every such call in."""
+    clock = FakeClock()
+    simulation = Simulation(AdaptiveLimiter(clock=clock), clock, slots=slots, queue=queue, seconds=seconds)
+    rate = simulation.rate
+    simulation.offer(BULK, lambda _: 10 * rate, until=20)
+    simulation.offer(INTERACTIVE, lambda _: 0.2 * rate, until=20)
+    simulation.run()
+    interactive, bulk = simulation.outcomes[INTERACTIVE], simulation.outcomes[BULK]
+    by_hop = len([time for time in interactive.refused_by_hop if time >= 1])
+    by_server = len(interactive.refused_by_server)
+    assert by_hop <= 0.01 * len(interactive.answered)
+    assert by_server <= 0.05 * len(interactive.answered)
+    assert per_second(interactive.answered + bulk.answered, 1, 20) >= 0.95 * rate
+
+
+def test_the_reserve_is_the_only_thing_that_bulk_work_cannot_have() -> None:
+    """For every limit the two lanes' places add up, and a quarter is interactive's alone where there are enough."""
+    for limit in range(1, 2000):
+        reserve = limit - places_for_bulk(limit)
+        assert reserve >= min(max(2, limit / 4), limit - 1)
+        assert reserve <= max(2, limit / 4 + 1)
