@@ -19,7 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 INTERVAL_SECONDS = 0.2
 _PATIENCE_SECONDS = 5.0
-_PARENT, _USER, _SYSTEM, _RSS = 1, 11, 12, 21  # counted behind the command's name in /proc/<pid>/stat
+# Counted behind the command's name in /proc/<pid>/stat.
+_PARENT, _RSS = 1, 21
+_TIMES = slice(11, 15)  # own and, of children that have ended, theirs; user and system each
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Usage:
     """What a process and its children use.
 
     Attributes:
-        cpu_seconds: used since they started, by those that live.
+        cpu_seconds: used since they started, by children that have ended too.
         rss_bytes: memory that they hold; pages that they share count for each.
     """
 
@@ -44,7 +46,7 @@ def usage(pid: int) -> Usage:
         family |= found
         found = {child for child, fields in stats.items() if int(fields[_PARENT]) in family} - family
     members = [stats[member] for member in family if member in stats]
-    ticks = sum(int(fields[_USER]) + int(fields[_SYSTEM]) for fields in members)
+    ticks = sum(int(each) for fields in members for each in fields[_TIMES])
     pages = sum(int(fields[_RSS]) for fields in members)
     return Usage(ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE"))
 
