@@ -36,13 +36,14 @@ FAULT_FILE = "MESH_FAULT_FILE"
 
 def main() -> int:
     """Serve until told to end; returns the exit code."""
+    return run("embedding", EmbeddingSettings, lambda settings: [make_capability(settings, load_faulty)])
+
+
+def load_faulty(settings: EmbeddingSettings) -> Embedder:
+    """An embedder over a FaultyEngine that reads the file named by MESH_FAULT_FILE."""
     fault_file = Path(os.environ.get(FAULT_FILE) or os.devnull)
     with tempfile.TemporaryDirectory(prefix="faulty-model-") as directory:
-
-        def load(settings: EmbeddingSettings) -> Embedder:
-            return make_embedder(faulty_loaded_model(Path(directory) / "model", fault_file), settings)
-
-        return run("embedding", EmbeddingSettings, lambda settings: [make_capability(settings, load)])
+        return make_embedder(faulty_loaded_model(Path(directory) / "model", fault_file), settings)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 
 from mesh.context import CallContext, current_call
-from mesh.errors import DeadlineExceeded, Internal, MeshError
+from mesh.errors import DeadlineExceeded, Internal, MeshError, Unavailable
 from mesh.serving.calls import ServicerContext
 from mesh.serving.health import Readiness
 from mesh.serving.journal import CallJournal, MethodSeries
@@ -33,9 +33,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._default_deadline_seconds = default_deadline_seconds
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._journal = CallJournal()
-        self._admitted = 0
+        self._admitted: dict[ServicerContext, asyncio.Task[Any] | None] = {}
         self._none_admitted = asyncio.Event()
         self._none_admitted.set()
+        self._cut_off = False
         self.last_finished: dict[str, float] = {}
 
     async def intercept_service(
@@ -62,6 +63,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def all_answered(self) -> None:
         """Wait until every admitted call is over, its answer and status sent."""
         await self._none_admitted.wait()
+
+    def cut_off(self) -> None:
+        """End the admitted calls that are still under way, with a reason."""
+        self._cut_off = True
+        for task in self._admitted.values():
+            if task is not None:
+                task.cancel()
 
     def _single(self, behavior: Any, series: MethodSeries) -> Any:
         async def serve(request: Any, context: ServicerContext) -> Any:
@@ -98,8 +106,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except TimeoutError:
             failure = DeadlineExceeded("The call came without a deadline and took longer than the default allows.")
         except (asyncio.CancelledError, GeneratorExit):
-            outcome = "cancelled"
-            raise
+            if not self._cut_off:
+                outcome = "cancelled"
+                raise
+            failure = Unavailable("The worker ended before the call was done.", reason="DRAINING", retry_after=1.0)
         except Exception:
             log.exception("a call failed in a way that nothing foresaw", extra=fields(**series.names))
             failure = Internal("The worker failed on this request. Its log says why, under the request's id.")
@@ -118,14 +128,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         refusal = self._readiness.refusal(service)
         if refusal is not None:
             raise refusal
-        self._admitted += 1
+        self._admitted[context] = asyncio.current_task()
         self._none_admitted.clear()
         # Not at the handler's end: the answer leaves after it, and a server that stops in between loses it.
         context.add_done_callback(self._answered)  # type: ignore[arg-type]  # the stubs want a class, grpc a callable
 
-    def _answered(self, _context: object) -> None:
-        self._admitted -= 1
-        if self._admitted == 0:
+    def _answered(self, context: ServicerContext) -> None:
+        self._admitted.pop(context, None)
+        if not self._admitted:
             self._none_admitted.set()
 
 

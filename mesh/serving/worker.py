@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -32,7 +33,7 @@ EXIT_STUCK = 70
 """EX_SOFTWARE: the engine is stuck; the supervisor starts a fresh process."""
 
 _GOODBYE_SECONDS = 0.2
-"""For the last refusals to leave, and for clients to hear that the connection ends."""
+"""For the last answers to leave."""
 
 SettingsT = TypeVar("SettingsT", bound=WorkerSettings)
 _HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -79,9 +80,13 @@ class Worker:
             self._spawn(self._bring_up(capability))
 
     async def wait(self) -> int:
-        """Wait until the worker is told to end, drain, and return the exit code."""
+        """Wait until the worker is told to end, drain, and return the exit code.
+
+        The server itself is left to the process's end: a connection that breaks tells the calls that are on their way
+        UNAVAILABLE, while gRPC's own stop tells them CANCELLED, which no client tries again.
+        """
         await self._over.wait()
-        await self.stop()
+        await self._drain()
         return self._exit_code
 
     def end(self) -> None:
@@ -93,30 +98,31 @@ class Worker:
         self._over.set()
 
     async def stop(self) -> None:
-        """NOT_SERVING, time for clients to see it, then no new calls; admitted ones finish within the grace."""
-        await self._readiness.drain()
-        await asyncio.sleep(self._settings.drain_notice_seconds)
-        await self._finish_admitted()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for capability in self._capabilities:
-            await capability.stop()
+        """Drain, and close the port."""
+        await self._drain()
+        await self._server.stop(0)
 
-    async def _finish_admitted(self) -> None:
-        """Refuse new calls, and end when the admitted ones are answered, or the grace is over.
+    async def _drain(self) -> None:
+        """NOT_SERVING, time for clients to see it, then no new calls; admitted ones finish within the grace.
 
         The port stays open meanwhile: a closed one would drop calls that are on their way, while a refusal with its
-        reason lets the caller's hop try elsewhere. Open health watches are calls to gRPC too and never end by
-        themselves, so the server's own grace begins after ours, and is short.
+        reason lets the caller's hop try elsewhere.
         """
+        await self._readiness.drain()
+        await asyncio.sleep(self._settings.drain_notice_seconds)
         self._readiness.close()
         try:
             async with asyncio.timeout(self._settings.drain_grace_seconds):
                 await self._interceptor.all_answered()
         except TimeoutError:
-            log.warning("the grace is over; ending the calls that are still under way")
-        await self._server.stop(_GOODBYE_SECONDS)
+            log.warning("the grace is over: ending the calls that are still under way")
+            self._interceptor.cut_off()
+        await asyncio.sleep(_GOODBYE_SECONDS)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for capability in self._capabilities:
+            await capability.stop()
 
     async def _bring_up(self, capability: Capability) -> None:
         try:
@@ -166,11 +172,15 @@ async def _serve(settings: WorkerSettings, capabilities: Sequence[Capability]) -
     except OSError as error:
         log.critical(str(error))
         return EXIT_PORT_IN_USE
-    return await worker.wait()
+    code = await worker.wait()
+    logging.shutdown()
+    os._exit(code)  # see Worker.wait; it also spares waiting for a device call that never returns
 
 
 def run(process: str, settings_class: type[SettingsT], offer: Callable[[SettingsT], Sequence[Capability]]) -> int:
-    """A worker's ``main``: read the settings, serve until SIGTERM or SIGINT, drain, and return the exit code.
+    """A worker's ``main``: read the settings, serve until SIGTERM or SIGINT, drain, and end the process.
+
+    It returns, with the exit code, only where it could not serve.
 
     Args:
         process: the name in log lines.
