@@ -204,6 +204,11 @@ class CircuitBreaker:
             return self._clock() >= self._open_until
         return not self._probing
 
+    def _peer_answered(self, epoch: int) -> None:
+        with self._lock:
+            if epoch == self._epoch and self._state is BreakerState.HALF_OPEN:
+                self._settle_probe(BreakerEffect.SUCCESS)
+
     def _settle(self, epoch: int, effect: BreakerEffect, seconds: float) -> None:
         with self._lock:
             if epoch != self._epoch:
@@ -271,17 +276,23 @@ class CircuitBreaker:
 class Permit:
     """One call let through. Leaving it settles the call, whatever way it is left."""
 
-    __slots__ = ("_breaker", "_epoch", "_settled", "_started")
+    __slots__ = ("_answered_after", "_breaker", "_epoch", "_started")
 
     def __init__(self, breaker: CircuitBreaker, epoch: int, started: float) -> None:
         self._breaker = breaker
         self._epoch = epoch
         self._started = started
-        self._settled = False
+        self._answered_after: float | None = None
 
     def peer_answered(self) -> None:
-        """The first frame of a stream arrived: a probe need not wait for the last one. A later failure still counts."""
-        self._settle(BreakerEffect.SUCCESS)
+        """The first frame of a stream arrived: a probe has succeeded without waiting for the last one.
+
+        Any other stream is settled once, by its end, so that streams which all break off count as failures in a row.
+        It is slow when its first frame was: a long answer is not a slow one. One that its caller leaves was answered.
+        """
+        if self._answered_after is None:
+            self._answered_after = self._breaker._clock() - self._started
+            self._breaker._peer_answered(self._epoch)
 
     def __enter__(self) -> Permit:
         return self
@@ -290,14 +301,15 @@ class Permit:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is None:
-            if not self._settled:
-                self._settle(BreakerEffect.SUCCESS)
+            effect = BreakerEffect.SUCCESS
         elif isinstance(error, MeshError):
-            self._settle(error.breaker)
+            effect = error.breaker
         else:
             # CancelledError and GeneratorExit are not Exceptions, and anything else untyped is our own bug.
-            self._settle(BreakerEffect.NEUTRAL)
-
-    def _settle(self, effect: BreakerEffect) -> None:
-        self._settled = True
-        self._breaker._settle(self._epoch, effect, self._breaker._clock() - self._started)
+            effect = BreakerEffect.NEUTRAL
+        seconds = self._answered_after
+        if seconds is None:
+            seconds = self._breaker._clock() - self._started
+        elif effect is BreakerEffect.NEUTRAL:
+            effect = BreakerEffect.SUCCESS
+        self._breaker._settle(self._epoch, effect, seconds)
