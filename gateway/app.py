@@ -46,15 +46,31 @@ def dial(settings: GatewaySettings) -> Peers:
     services = settings.services
     timeouts = settings.timeouts
 
-    def hop(seconds: float) -> HopSettings:
-        return HopSettings(default_deadline_seconds=seconds, attempt_timeout_seconds=min(seconds, 3600.0))
+    def hop(seconds: float, slow_call_seconds: float | None) -> HopSettings:
+        breaker = settings.breaker
+        return HopSettings(
+            default_deadline_seconds=seconds,
+            attempt_timeout_seconds=min(seconds, 3600.0),
+            slow_call_seconds=slow_call_seconds,
+            failure_threshold=breaker.failure_threshold,
+            breaker_timeout_seconds=breaker.timeout_seconds,
+            failure_rate=breaker.failure_rate,
+            minimum_calls=breaker.minimum_calls,
+            window_seconds=breaker.window_seconds,
+        )
 
     return Peers(
-        embedder=AsyncEmbeddingServiceClient(services.embedding.url, hop=hop(timeouts.embedding_seconds)),
-        reranker=AsyncRerankingServiceClient(services.reranking.url, hop=hop(timeouts.reranking_seconds)),
-        chunker=AsyncChunkingServiceClient(services.chunking_url, hop=hop(timeouts.chunking_seconds)),
-        gpu=AsyncGPUServiceClient(services.gpu.url, hop=hop(timeouts.gpu_seconds)),
-        writer=AsyncLLMServiceClient(services.llm.url, hop=hop(timeouts.llm_seconds)),
+        embedder=AsyncEmbeddingServiceClient(
+            services.embedding.url, hop=hop(timeouts.embedding_seconds, services.embedding.slow_call_seconds)
+        ),
+        reranker=AsyncRerankingServiceClient(
+            services.reranking.url, hop=hop(timeouts.reranking_seconds, services.reranking.slow_call_seconds)
+        ),
+        chunker=AsyncChunkingServiceClient(
+            services.chunking_url, hop=hop(timeouts.chunking_seconds, services.chunking_slow_call_seconds)
+        ),
+        gpu=AsyncGPUServiceClient(services.gpu.url, hop=hop(timeouts.gpu_seconds, services.gpu.slow_call_seconds)),
+        writer=AsyncLLMServiceClient(services.llm.url, hop=hop(timeouts.llm_seconds, services.llm.slow_call_seconds)),
     )
 
 

@@ -50,6 +50,12 @@ class ServiceSettings(_Section):
     """Where one service is reached."""
 
     url: Target = Field(description="host:port, several separated by commas, or dns:///name:port.")
+    slow_call_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=3600,
+        description="A call that takes longer is slow; most calls slow open the breaker. Unset: none.",
+    )
 
 
 class ServicesSettings(_Section):
@@ -71,6 +77,23 @@ class ServicesSettings(_Section):
     def chunking_url(self) -> str:
         """Where documents are chunked."""
         return self.chunking.url if self.chunking else self.gpu.url
+
+    @property
+    def chunking_slow_call_seconds(self) -> float | None:
+        """Reading a document and reading a GPU take their own times, wherever both are done."""
+        return self.chunking.slow_call_seconds if self.chunking else None
+
+
+class BreakerSettings(_Section):
+    """When the circuit breakers open, the same for every service and for every endpoint of one."""
+
+    failure_threshold: int = Field(5, ge=1, le=10_000, description="Consecutive failures that open a breaker.")
+    timeout_seconds: float = Field(
+        60.0, gt=0, le=3600, description="Longest time that one stays open; it is far shorter at first."
+    )
+    failure_rate: float = Field(0.5, gt=0, le=1, description="Share of failures within the window that opens one.")
+    minimum_calls: int = Field(20, ge=1, le=100_000, description="Fewer calls in the window say nothing about shares.")
+    window_seconds: float = Field(10.0, gt=0, le=3600, description="How far back the shares look.")
 
 
 class ChunkerSettings(_Section):
@@ -171,6 +194,7 @@ class GatewaySettings(MeshSettings):
         10.0, ge=0, le=3600, description="Time that admitted requests get to finish after SIGTERM."
     )
     services: ServicesSettings = Field(ServicesSettings(), description="Where the workers are.")
+    breaker: BreakerSettings = Field(BreakerSettings(), description="When circuit breakers open.")
     chunking: ChunkingSettings = Field(ChunkingSettings(), description="How documents are cut.")
     models: ModelsSettings = Field(ModelsSettings(), description="Names of models.")
     limits: LimitsSettings = Field(LimitsSettings(), description="What one request may ask.")

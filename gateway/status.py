@@ -4,22 +4,66 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gateway.lifecycle import Lifecycle
 from gateway.peers import Peer, Peers
 from mesh.deadline import Deadline
 from mesh.endpoint import UNKNOWN, EndpointHealth
-from mesh.errors import MeshError
+from mesh.errors import MeshError, Overloaded
 from mesh.hop import HopStatus
 from mesh.version import VERSION
 
+LOOK_SECONDS = 0.08
+"""How long a look at the status waits for a worker that has been asked before."""
+
 
 @dataclass(frozen=True, slots=True)
+class _Said:
+    """What a worker last said of itself, and how long that took; or why it did not."""
+
+    serves: dict[str, Any] = field(default_factory=dict)
+    answered_ms: float | None = None
+    failure: str = ""
+
+
+class _Inquiry:
+    """Asks a worker what it serves: once for all who look at the same time.
+
+    A busy worker does not make the status slow: after the first time, who looks waits a moment and then reads what the
+    worker last said, while the question stays open.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+        self._ask = ask
+        self._asking: asyncio.Task[None] | None = None
+        self._said: _Said | None = None
+
+    async def said(self) -> _Said:
+        """What is known now."""
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._run())
+        # The first answer has a deadline of its own.
+        await asyncio.wait({self._asking}, timeout=None if self._said is None else LOOK_SECONDS)
+        return self._said or _Said()
+
+    async def _run(self) -> None:
+        started = time.perf_counter()
+        try:
+            serves = await self._ask()
+            self._said = _Said(serves, round((time.perf_counter() - started) * 1000, 2))
+        except MeshError as error:
+            # Who is busy serves what it served.
+            known = self._said.serves if self._said is not None and isinstance(error, Overloaded) else {}
+            self._said = _Said(known, failure=error.message)
+        finally:
+            self._asking = None
+
+
 class StatusReport:
-    """Gathers the status of all hops.
+    """Gathers the status of all hops, within 100 ms also where workers are busy.
 
     Args:
         peers: whose hops are told about.
@@ -29,59 +73,59 @@ class StatusReport:
         hints: how to choose what else each hop's worker serves, by its name.
     """
 
-    peers: Peers
-    lifecycle: Lifecycle
-    info_seconds: float
-    targets: Mapping[str, str]
-    hints: Mapping[str, str]
+    def __init__(
+        self,
+        peers: Peers,
+        lifecycle: Lifecycle,
+        *,
+        info_seconds: float,
+        targets: Mapping[str, str],
+        hints: Mapping[str, str],
+    ) -> None:
+        self._peers = peers
+        self._lifecycle = lifecycle
+        self._info_seconds = info_seconds
+        self._targets = targets
+        self._hints = hints
+        self._asked: Sequence[tuple[Peer, _Inquiry]] = (
+            (peers.embedder, _Inquiry(self._embedding)),
+            (peers.reranker, _Inquiry(self._reranking)),
+            (peers.chunker, _Inquiry(self._chunking)),
+            (peers.gpu, _Inquiry(self._gpu)),
+            (peers.writer, _Inquiry(self._llm)),
+        )
 
     async def document(self) -> dict[str, Any]:
         """The whole report. ``status`` is ``ok`` where every hop serves, else ``degraded``."""
-        peers = self.peers
-        hops = await asyncio.gather(
-            self._hop(peers.embedder, self._embedding),
-            self._hop(peers.reranker, self._reranking),
-            self._hop(peers.chunker, self._chunking),
-            self._hop(peers.gpu, self._gpu),
-            self._hop(peers.writer, self._llm),
-        )
+        hops = await asyncio.gather(*(self._hop(peer, inquiry) for peer, inquiry in self._asked))
         return {
             "status": "ok" if all(hop["serving"] for hop in hops) else "degraded",
             "gateway": {
                 "version": VERSION,
-                "started_unix_seconds": self.lifecycle.started_unix_seconds,
-                "uptime_seconds": round(self.lifecycle.uptime_seconds(), 1),
-                "draining": self.lifecycle.draining,
+                "started_unix_seconds": self._lifecycle.started_unix_seconds,
+                "uptime_seconds": round(self._lifecycle.uptime_seconds(), 1),
+                "draining": self._lifecycle.draining,
             },
             "hops": hops,
         }
 
-    async def _hop(self, peer: Peer, ask: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
-        failure = ""
-        serves: dict[str, Any] = {}
-        answered_ms: float | None = None
-        if not _known_to_be_away(peer.hop.status()):
-            started = time.perf_counter()
-            try:
-                serves = await ask()
-                answered_ms = round((time.perf_counter() - started) * 1000, 2)
-            except MeshError as error:
-                failure = error.message
+    async def _hop(self, peer: Peer, inquiry: _Inquiry) -> dict[str, Any]:
+        said = _Said() if _known_to_be_away(peer.hop.status()) else await inquiry.said()
         status = peer.hop.status()
         shown = _hop_document(status)
-        shown["target"] = self.targets.get(status.name, "")
-        shown["info_ms"] = answered_ms
-        if not status.serving or failure:
-            shown["reason"] = _reason(status, failure)
-        shown["serves"] = serves
-        shown["choose_another"] = self.hints.get(status.name, "")
+        shown["target"] = self._targets.get(status.name, "")
+        shown["info_ms"] = said.answered_ms
+        if not status.serving or said.failure:
+            shown["reason"] = _reason(status, said.failure)
+        shown["serves"] = said.serves
+        shown["choose_another"] = self._hints.get(status.name, "")
         return shown
 
     def _deadline(self) -> Deadline:
-        return Deadline.after(self.info_seconds)
+        return Deadline.after(self._info_seconds)
 
     async def _embedding(self) -> dict[str, Any]:
-        info = await self.peers.embedder.info(deadline=self._deadline())
+        info = await self._peers.embedder.info(deadline=self._deadline())
         return {
             "models": [asdict(model) for model in info.models],
             "limits": asdict(info.limits),
@@ -89,7 +133,7 @@ class StatusReport:
         }
 
     async def _reranking(self) -> dict[str, Any]:
-        info = await self.peers.reranker.info(deadline=self._deadline())
+        info = await self._peers.reranker.info(deadline=self._deadline())
         return {
             "models": [asdict(model) for model in info.models],
             "limits": asdict(info.limits),
@@ -97,13 +141,13 @@ class StatusReport:
         }
 
     async def _chunking(self) -> dict[str, Any]:
-        return asdict(await self.peers.chunker.info(deadline=self._deadline()))
+        return asdict(await self._peers.chunker.info(deadline=self._deadline()))
 
     async def _gpu(self) -> dict[str, Any]:
-        return asdict(await self.peers.gpu.info(deadline=self._deadline()))
+        return asdict(await self._peers.gpu.info(deadline=self._deadline()))
 
     async def _llm(self) -> dict[str, Any]:
-        return asdict(await self.peers.writer.info(deadline=self._deadline()))
+        return asdict(await self._peers.writer.info(deadline=self._deadline()))
 
 
 def _known_to_be_away(status: HopStatus) -> bool:
@@ -124,11 +168,13 @@ def _hop_document(status: HopStatus) -> dict[str, Any]:
             "consecutive_failures": status.breaker.consecutive_failures,
             "times_opened": status.breaker.times_opened,
             "retry_after": status.breaker.retry_after,
+            "cause": status.breaker.cause.value if status.breaker.cause else None,
             "reason": status.breaker.reason,
         },
         "in_flight": status.in_flight,
         "limit": status.limit,
         "calls": status.calls,
+        "retries": status.retries,
         "p50_ms": _ms(status.p50_seconds),
         "p99_ms": _ms(status.p99_seconds),
     }
@@ -137,7 +183,10 @@ def _hop_document(status: HopStatus) -> dict[str, Any]:
 def _endpoint_document(endpoint: EndpointHealth, now: float) -> dict[str, Any]:
     return {
         "endpoint": endpoint.endpoint,
+        "address": endpoint.address,
         "health": endpoint.health,
+        "in_flight": endpoint.in_flight,
+        "ejected": endpoint.ejected,
         "seconds_in_state": round(now - endpoint.since, 1),
         "last_probe_seconds_ago": None if endpoint.heard_at is None else round(now - endpoint.heard_at, 1),
         "reason": endpoint.reason,

@@ -21,7 +21,7 @@ _SECURITY = {
     "referrer-policy": "no-referrer",
 }
 _TYPES = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8"}
-_ASSETS = frozenset({"docs.js", "mesh.css"})
+_ASSETS = frozenset({"docs.js", "home.js", "mesh.css"})
 
 
 @cache
@@ -44,7 +44,7 @@ class PageRoutes:
             app.router.routes.append(PlainRoute(path, "GET", endpoint))
 
     async def home(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint's signature
-        """Where to go from here."""
+        """How every hop is now, and where to go from here."""
         return _answer("home.html")
 
     async def docs(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint's signature

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from typing import Any
+
 import httpx
 import pytest
 from fastapi import FastAPI
 
 from gateway.testing import CHAT_MODEL, EMBEDDING_MODEL, RERANKING_MODEL, FakePeers
-from mesh.errors import ModelUnusable, Unavailable
+from mesh.errors import ModelUnusable, Overloaded, Unavailable
+from mesh.resilience import BreakerSnapshot, BreakerState, Cause
 
 
 async def test_models_of_all_workers_are_listed_with_their_capability(client: httpx.AsyncClient) -> None:
@@ -76,6 +81,42 @@ async def test_status_says_why_a_worker_does_not_serve(client: httpx.AsyncClient
     assert (embedding["serving"], embedding["reason"]) == (False, "The model file is truncated.")
     assert peers.embedder.calls == []
     assert reranking["reason"] == "The model is pickled."
+
+
+async def test_status_tells_of_load_and_of_what_was_taken_out(client: httpx.AsyncClient, peers: FakePeers) -> None:
+    """Why a breaker moved, what each endpoint is working on, which one is left out, how many calls were repeated."""
+    hop = peers.embedder.hop
+    hop.ejected = True
+    hop.breaker = BreakerSnapshot(BreakerState.OPEN, 1.0, 5, 1.0, 1, 4.5, "5 failures", Cause.CONSECUTIVE_FAILURES)
+    embedding, reranking = (await client.get("/status")).json()["hops"][:2]
+    assert embedding["retries"] == 2
+    assert (embedding["breaker"]["cause"], embedding["breaker"]["retry_after"]) == ("consecutive_failures", 4.5)
+    assert (embedding["endpoints"][0]["in_flight"], embedding["endpoints"][0]["ejected"]) == (3, True)
+    assert (reranking["breaker"]["cause"], reranking["endpoints"][0]["ejected"]) == (None, False)
+
+
+async def test_a_busy_worker_does_not_make_the_status_slow(client: httpx.AsyncClient, peers: FakePeers) -> None:
+    """Once it was heard, what it said then is shown while it is asked again, and it is asked once for all who look."""
+    first = (await client.get("/status")).json()["hops"][0]
+    asked = len(peers.embedder.calls)
+    answer = asyncio.Event()
+
+    class Busy(type(peers.embedder)):  # type: ignore[misc]
+        async def info(self, **keywords: Any) -> Any:
+            self.asked(None)
+            await answer.wait()
+            raise Overloaded("Busy.")
+
+    peers.embedder.__class__ = Busy
+    started = time.monotonic()
+    looks = await asyncio.gather(*(client.get("/status") for _ in range(5)))
+    assert time.monotonic() - started < 1.0
+    assert [look.json()["hops"][0]["serves"] for look in looks] == [first["serves"]] * 5
+    assert len(peers.embedder.calls) == asked + 1
+    answer.set()
+    await asyncio.sleep(0)
+    refused = (await client.get("/status")).json()["hops"][0]
+    assert (refused["serves"], refused["reason"]) == (first["serves"], "Busy.")
 
 
 async def test_readiness_does_not_depend_on_the_workers(

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from gateway.app import dial
 from gateway.settings import GatewaySettings
+from mesh.hop import Hop, HopSettings
 from mesh.settings import SettingsError
 
 GUIDE = """
@@ -140,3 +142,34 @@ def test_aliases_come_from_the_file(config: Path) -> None:
     """Names of other vendors' models can reach ours."""
     config.write_text("gateway:\n  models:\n    aliases: {text-embedding-3-small: all-MiniLM-L6-v2}\n")
     assert GatewaySettings.load().models.aliases == {"text-embedding-3-small": "all-MiniLM-L6-v2"}
+
+
+def test_breakers_are_set_for_all_services_and_slowness_for_each(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One section tells when breakers open; what is slow differs by service, and a document is not a GPU reading."""
+    config.write_text(
+        GUIDE.replace('url: "embedding-services:50051"', 'url: "embedding-services:50051"\n      slow_call_seconds: 2')
+        + "  breaker:\n    failure_threshold: 3\n    timeout_seconds: 20\n    minimum_calls: 50\n"
+    )
+    monkeypatch.setenv("GATEWAY_BREAKER__WINDOW_SECONDS", "30")
+    monkeypatch.setenv("GATEWAY_SERVICES__GPU__SLOW_CALL_SECONDS", "1")
+    peers = dial(GatewaySettings.load())
+    hops = {peer.hop.status().name: peer.hop for peer in peers.all()}
+    told = {name: hop.settings for name, hop in hops.items() if isinstance(hop, Hop)}
+    assert {name: settings.slow_call_seconds for name, settings in told.items()} == {
+        "embedding": 2.0,
+        "reranking": None,
+        "chunking": None,
+        "gpu": 1.0,
+        "llm": None,
+    }
+    for settings in told.values():
+        assert (settings.failure_threshold, settings.breaker_timeout_seconds, settings.minimum_calls) == (3, 20.0, 50)
+        assert (settings.window_seconds, settings.failure_rate) == (30.0, 0.5)
+
+
+def test_without_a_word_about_breakers_they_are_as_the_hops_make_them() -> None:
+    """The defaults are written in two places; they must not drift apart."""
+    for peer in dial(GatewaySettings()).all():
+        assert isinstance(peer.hop, Hop)
+        told = peer.hop.settings.model_dump(exclude={"default_deadline_seconds", "attempt_timeout_seconds"})
+        assert told == HopSettings().model_dump(exclude={"default_deadline_seconds", "attempt_timeout_seconds"})
