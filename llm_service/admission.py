@@ -186,9 +186,10 @@ class Admission:
         )
 
     def _require_time(self, deadline: Deadline, priority: Priority) -> None:
-        if not self._service_time.known or self._may_start(priority):
+        if self._may_start(priority):
             return
-        unfinished = sum(self._share_left(started) for started in self._started.values())
+        now = self._clock()
+        unfinished = sum(self._service_time.left(now - started) for started in self._started.values())
         done_after = self._service_time.longest((self._ahead(priority) + unfinished) / self._concurrency + 1)
         if done_after <= deadline.remaining():
             return
@@ -208,10 +209,6 @@ class Admission:
 
     def _running_let_in(self, lane: Priority) -> int:
         return min(self._running[lane], self._let_in[lane])  # a check's slot belongs to nobody who was let in
-
-    def _share_left(self, started: float) -> float:
-        """What share of a typical request is probably still before one that has a slot."""
-        return max(0.0, 1.0 - (self._clock() - started) / max(self._service_time.mean, 1e-9))
 
     @property
     def _turn_seconds(self) -> float:

@@ -114,11 +114,11 @@ class Queue(Generic[WaiterT]):
             self._let_in[priority] -= 1
 
     def _done_after(self, priority: Priority) -> float:
-        """Seconds until a document that came now would be done, rarely more; 0.0 where nothing says so."""
-        free = sum(self._given.values()) < self._places.children and self._may_have_child(priority)
-        if free or not self._service_time.known:
+        """Seconds until a document that came now would be done, rarely more; 0.0 where a child is free for it."""
+        if sum(self._given.values()) < self._places.children and self._may_have_child(priority):
             return 0.0
-        unfinished = sum(map(self._share_left, self._begun))
+        now = self._clock()
+        unfinished = sum(self._service_time.left(now - began) for began in self._begun)
         return self._service_time.longest((self._ahead(priority) + unfinished) / self._places.children + 1)
 
     def _ahead(self, priority: Priority) -> int:
@@ -128,10 +128,6 @@ class Queue(Generic[WaiterT]):
             return interactive + min(bulk, interactive // INTERACTIVE_BEFORE_BULK + 1)
         # Where interactive documents wait now, more will come, and each bulk turn lets as many pass as it may.
         return bulk + ((bulk + 1) * INTERACTIVE_BEFORE_BULK if interactive else 0)
-
-    def _share_left(self, began: float) -> float:
-        """What share of a typical document is probably still before one that has a child."""
-        return max(0.0, 1.0 - (self._clock() - began) / max(self._service_time.mean, 1e-9))
 
     @property
     def _turn_seconds(self) -> float:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 
-_NEWEST = 0.125
-"""Weight of the newest request: the average follows a change of load within about eight."""
-_ONE_IN_A_HUNDRED = 2.33
-"""Standard deviations above the mean that a sum of many times exceeds once in a hundred."""
+_REMEMBERED = 32
+"""Over so many the average runs: fewer, and each time it dips by chance more are let in than can be served."""
+_FIRST_SPREAD = 0.5
+"""Of the first one's time, by which the next may differ: from one alone nothing is known of that."""
+_BESIDE = 1.05
+"""What comes on top of the work itself: messages, scheduling, the way back."""
+_ONE_IN_A_HUNDRED = 3.0
+"""Standard deviations that few such times together exceed once in a hundred: the long ones are very long."""
 
 
 class ServiceTime:
@@ -20,7 +24,7 @@ class ServiceTime:
     def __init__(self, guess: float) -> None:
         self._mean = guess
         self._variance = 0.0
-        self.known = False
+        self._learned = 0
 
     @property
     def mean(self) -> float:
@@ -29,18 +33,29 @@ class ServiceTime:
 
     def learn(self, seconds: float) -> None:
         """Count one request that is done."""
-        if not self.known:
-            self._mean, self.known = seconds, True
+        self._learned = min(_REMEMBERED, self._learned + 1)
+        if self._learned == 1:
+            self._mean, self._variance = seconds, (_FIRST_SPREAD * seconds) ** 2
             return
+        weight = 1 / self._learned
         difference = seconds - self._mean
-        self._mean += _NEWEST * difference
-        self._variance = (1 - _NEWEST) * (self._variance + _NEWEST * difference * difference)
+        self._mean += weight * difference
+        self._variance = (1 - weight) * (self._variance + weight * difference * difference)
 
     def learn_at_least(self, seconds: float) -> None:
         """Count one that was broken off: it says something only where it took longer than they do."""
-        if self.known and seconds > self._mean:
+        if seconds > self._mean:
             self.learn(seconds)
 
-    def longest(self, requests: float) -> float:
+    def left(self, seconds: float) -> float:
+        """Work that is probably still before one that has run for so long, in documents.
+
+        One that has run for longer than they do is a long one, and the longer it has run the longer it is.
+        """
+        return abs(1.0 - seconds / self._mean) if self._mean else 0.0
+
+    def longest(self, documents: float) -> float:
         """Seconds that so many take one after another, but for one time in a hundred."""
-        return requests * self._mean + _ONE_IN_A_HUNDRED * math.sqrt(max(0.0, requests) * self._variance)
+        # They differ from each other, and what is taken for their mean differs from what it is.
+        variance = documents * self._variance * (1 + documents / max(1, self._learned))
+        return _BESIDE * (documents * self._mean + _ONE_IN_A_HUNDRED * math.sqrt(variance))

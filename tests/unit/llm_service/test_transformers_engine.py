@@ -11,12 +11,17 @@ from typing import Any
 import httpx
 import pytest
 
-from llm_service.engines.transformers import TransformersEngine, engine_environment, sampling_fields
+from llm_service.engines.transformers import (
+    FRUITLESS_BEFORE_PROOF,
+    TransformersEngine,
+    engine_environment,
+    sampling_fields,
+)
 from llm_service.generation import Ended, FinishReason, Generation, Message, Piece, Role, Sampling, Usage
 from llm_service.process import Command
 from llm_service.settings import LlmSettings
 from llm_service.testing import ScriptedChild
-from mesh.errors import InvalidRequest, ModelUnusable, Overloaded, Unavailable, WrongState
+from mesh.errors import Internal, InvalidRequest, ModelUnusable, Overloaded, Unavailable, WrongState
 from mesh.testing import FakeClock
 
 
@@ -234,6 +239,56 @@ async def test_a_late_canary_and_a_silent_health_route_replace_the_engine(make: 
         async with asyncio.timeout(5):
             await engine.prove()
     assert server.children[0].ended.done()
+
+
+async def test_a_canary_of_an_engine_that_does_not_compute_replaces_it(make: Make) -> None:
+    """A late engine whose health route answers is busy only while it uses processor time."""
+    engine, server = make(watchdog_seconds=0.1)
+    await engine.start()
+    server.children[0].cpu = 5.0
+    server.free.clear()
+    with pytest.raises(Unavailable):
+        await engine.prove()
+    assert server.children[0].ended.done()
+
+
+async def test_an_engine_that_fails_everybody_has_to_prove_itself(make: Make) -> None:
+    """One request that fails fails alone; a row of them makes the engine prove itself, and then it is replaced."""
+    engine, server = make()
+    await engine.start()
+    request = await engine.prepare(chat("word"))
+
+    async def fail() -> None:
+        with pytest.raises(Internal):
+            async for _ in engine.generate(request):
+                pass
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+    server.fails = True
+    for _ in range(FRUITLESS_BEFORE_PROOF - 1):
+        await fail()
+    assert engine.unhealthy() is None
+    await fail()
+    failure = engine.unhealthy()
+    assert failure is not None
+    assert "canary" in failure.message
+
+
+async def test_requests_that_are_at_fault_themselves_cost_the_engine_nothing(make: Make) -> None:
+    """However many fail, an engine that proves itself stays."""
+    engine, server = make()
+    await engine.start()
+    request = await engine.prepare(chat("word"))
+    for _ in range(3 * FRUITLESS_BEFORE_PROOF):
+        server.fails = True
+        with pytest.raises(Internal):
+            async for _ in engine.generate(request):
+                pass
+        server.fails = False
+        for _ in range(50):
+            await asyncio.sleep(0)
+    assert (engine.unhealthy(), server.children[0].ended.done()) == (None, False)
 
 
 @pytest.mark.parametrize(

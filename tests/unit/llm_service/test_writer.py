@@ -145,6 +145,44 @@ async def test_an_engine_that_restarts_is_not_asked() -> None:
     assert engine.requests == []
 
 
+async def test_a_refusal_costs_no_preparing() -> None:
+    """Who is refused is refused before the prompt is looked at; so is everybody while the engine restarts."""
+
+    class Counting(ScriptedEngine):
+        prepared = 0
+
+        async def prepare(self, request: Generation) -> Generation:
+            self.prepared += 1
+            return request
+
+    engine = Counting([Accepted(), ScriptedEngine.HOLD, *written("done")[1:]])
+    writer = await started(engine, queued=0)
+    busy = asyncio.create_task(collect(writer))
+    await engine.busy.wait()
+    for _ in range(10):
+        with pytest.raises(Overloaded):
+            await collect(writer)
+    engine.broken = Unavailable("restarting", reason="ENGINE_RESTARTING")
+    with pytest.raises(Unavailable):
+        await collect(writer)
+    assert engine.prepared == 1
+    engine.release.set()
+    await busy
+
+
+async def test_a_reason_told_to_many_grows_no_memory() -> None:
+    """The frames of those who heard it do not pile up on the one exception that holds the reason."""
+    engine = ScriptedEngine()
+    writer = await started(engine)
+    engine.broken = Unavailable("restarting", reason="ENGINE_RESTARTING")
+    depths = []
+    for _ in range(5):
+        with pytest.raises(Unavailable) as caught:
+            await collect(writer)
+        depths.append(len(caught.traceback))
+    assert len(set(depths)) == 1
+
+
 async def test_the_canary_leaves_a_busy_engine_alone() -> None:
     """An idle engine proves itself; a busy one is not disturbed."""
     engine = ScriptedEngine([Accepted(), ScriptedEngine.HOLD, *written("done")[1:]])
