@@ -80,6 +80,11 @@ class ModelRunner(Generic[W, R]):
         """Seconds for which admitted work has waited without progress; 0.0 when idle."""
         return self._batcher.progress()
 
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that wait for the engine now."""
+        return self._batcher.queued_tokens
+
     def failures(self) -> int:
         """How many batches the engine failed since it last computed one; 0 when all is well."""
         return self._batcher.failures()

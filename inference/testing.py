@@ -84,6 +84,37 @@ class FakeEngine:
         """See Engine."""
 
 
+class GatedEngine(FakeEngine):
+    """A FakeEngine that stops inside each batch until its gate is open, or until one batch is let through."""
+
+    def __init__(self, head: Head) -> None:
+        super().__init__(head)
+        self.gate = threading.Event()
+        self.gate.set()
+        self._passes = threading.Semaphore(0)
+
+    @classmethod
+    def loaded(cls, path: Path, *, head: Head = Head.MEAN) -> tuple[LoadedModel, GatedEngine]:
+        """A loaded model over such an engine, made in ``path``, and the engine."""
+        engine = cls(head)
+        return replace(fake_loaded_model(path, head=head), engine=engine), engine
+
+    def let_through(self, batches: int) -> None:
+        """Let so many batches pass the closed gate."""
+        self._passes.release(batches)
+
+    def words(self) -> list[str]:
+        """The first word of every text of every batch so far, in order."""
+        return [WORDS[int(row[1]) - len(SPECIALS)] for batch in self.batches for row in batch.ids]
+
+    def run(self, batch: PaddedBatch) -> FloatArray:
+        """See Engine."""
+        found = super().run(batch)
+        while not self.gate.wait(timeout=0.002) and not self._passes.acquire(blocking=False):
+            pass
+        return found
+
+
 class FaultyEngine(FakeEngine):
     """A FakeEngine that does, batch by batch, what the first line of a file says.
 

@@ -57,7 +57,8 @@ class FaultyWorker:
 
     async def embed(self, *texts: str, seconds: float = 20.0) -> pb.EmbedResponse:
         """One call."""
-        return await self.embedding.Embed(pb.EmbedRequest(texts=texts or TEXTS), timeout=seconds)
+        reply: pb.EmbedResponse = await self.embedding.Embed(pb.EmbedRequest(texts=texts or TEXTS), timeout=seconds)
+        return reply
 
     async def seconds_until(self, *, serving: bool) -> float:
         """How long it takes until health says so."""
