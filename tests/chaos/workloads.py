@@ -14,6 +14,7 @@ from ops.local.layout import CHECKOUT
 
 _DOCUMENT = CHECKOUT / "tests/data/documents/python-policy.html"
 _QUESTIONS = ("Which port does the gateway use?", "Which port does the LLM worker use?", "Who are you?")
+_NOTES = ("A circuit breaker stops calls to a peer that fails.", "The gateway is free of torch.", "Bread is baked.")
 _DIFFERENT = 32
 _BOUNDARY = "chaos-document"
 
@@ -64,7 +65,7 @@ def embeddings(texts: int) -> Write:
     def write(url: str) -> Sequence[bytes]:
         chosen = random_texts(_DIFFERENT * texts, Length.SHORT)
         return [
-            _json(url, "/v1/embeddings", input=chosen[start : start + texts], encoding_format="base64")
+            _json(url, "/v1/embeddings", model="", input=chosen[start : start + texts], encoding_format="base64")
             for start in range(0, len(chosen), texts)
         ]
 
@@ -76,7 +77,7 @@ def rankings(documents: int) -> Write:
 
     def write(url: str) -> Sequence[bytes]:
         chosen = random_rankings(_DIFFERENT, documents)
-        return [_json(url, "/v2/rerank", query=each.query, documents=list(each.documents)) for each in chosen]
+        return [_json(url, "/v2/rerank", model="", query=each.query, documents=list(each.documents)) for each in chosen]
 
     return write
 
@@ -84,7 +85,7 @@ def rankings(documents: int) -> Write:
 def answers(url: str) -> Sequence[bytes]:
     """Questions that the demo model answers in a few words."""
     return [
-        _json(url, "/v1/chat/completions", messages=[{"role": "user", "content": question}], max_tokens=24)
+        _json(url, "/v1/chat/completions", model="", messages=[{"role": "user", "content": question}], max_tokens=24)
         for question in _QUESTIONS
     ]
 
@@ -103,13 +104,18 @@ def documents(url: str) -> Sequence[bytes]:
     return [head.encode("ascii") + body]
 
 
+def notes(url: str) -> Sequence[bytes]:
+    """Texts of a few lines to cut."""
+    return [_json(url, "/v1/chunk", text=f"# Note\n\n{text}", media_type="text/markdown") for text in _NOTES]
+
+
 def gpu_states(url: str) -> Sequence[bytes]:
     """The question after the GPUs."""
     return [f"GET /v1/gpu HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n\r\n".encode("ascii")]
 
 
 def _json(url: str, path: str, **document: Any) -> bytes:
-    return post(url, path, {"model": "", **document})
+    return post(url, path, document)
 
 
 def _small(page: Path) -> bytes:
