@@ -14,6 +14,7 @@ from mesh.deadline import Deadline
 from mesh.endpoint import UNKNOWN, EndpointHealth
 from mesh.errors import MeshError, Overloaded
 from mesh.hop import HopStatus
+from mesh.resilience import BreakerState
 from mesh.version import VERSION
 
 LOOK_SECONDS = 0.08
@@ -197,7 +198,8 @@ def _endpoint_document(endpoint: EndpointHealth, now: float) -> dict[str, Any]:
 def _reason(status: HopStatus, failure: str) -> str:
     """Why it does not serve: what the worker said of itself before what it looks like from here."""
     said = next((endpoint.reason for endpoint in status.endpoints if endpoint.reason), "")
-    return said or failure or "The worker has not been heard of yet."
+    opened = f"The circuit breaker is open: {status.breaker.reason}." if status.breaker.state is BreakerState.OPEN else ""
+    return said or failure or opened or "The worker has not been heard of yet."
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -90,6 +90,7 @@ async def test_status_tells_of_load_and_of_what_was_taken_out(client: httpx.Asyn
     hop.breaker = BreakerSnapshot(BreakerState.OPEN, 1.0, 5, 1.0, 1, 4.5, "5 failures", Cause.CONSECUTIVE_FAILURES)
     embedding, reranking = (await client.get("/status")).json()["hops"][:2]
     assert embedding["retries"] == 2
+    assert embedding["reason"] == "The circuit breaker is open: 5 failures."
     assert (embedding["breaker"]["cause"], embedding["breaker"]["retry_after"]) == ("consecutive_failures", 4.5)
     assert (embedding["endpoints"][0]["in_flight"], embedding["endpoints"][0]["ejected"]) == (3, True)
     assert (reranking["breaker"]["cause"], reranking["endpoints"][0]["ejected"]) == (None, False)
