@@ -43,7 +43,7 @@ class Outcome:
     closing: str = ""
 
 
-PARTS = ("lint", "types", "imports", "protos", "unit", "hop", "contract", "workers", "integration")
+PARTS = ("lint", "types", "imports", "protos", "unit", "hop", "contract", "workers", "integration", "chaos")
 
 
 def all_checks(layout: Layout, stubs: Path) -> tuple[Check, ...]:
@@ -72,6 +72,7 @@ def all_checks(layout: Layout, stubs: Path) -> tuple[Check, ...]:
         *(_pytest(python, part, f"tests/{part}", "-m", "not workers_env") for part in ("unit", "hop", "contract")),
         _pytest(str(layout.python("workers")), "workers", "-m", "workers_env", *needing_workers(layout.checkout)),
         _pytest(python, "integration", "tests/integration"),
+        _pytest(python, "chaos", "tests/chaos"),
     )
 
 
@@ -88,7 +89,7 @@ def needing_workers(checkout: Path) -> list[str]:
 def checks(parts: Sequence[str], layout: Layout, console: Console, *, keep_going: bool) -> int:
     """Run the checks of ``parts`` (all, where empty). Returns 0 when all passed, otherwise 1."""
     Installer(layout, console, os.environ).ensure((*mesh_environments(), *test_environments()))
-    if not parts or "integration" in parts:
+    if not parts or {"integration", "chaos"} & set(parts):
         prepare_models(layout, plan({}), console, os.environ)
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="mesh-stubs-") as stubs:

@@ -1,0 +1,42 @@
+"""What is measured while the mesh is being hurt: printed at the end, and kept where a file is named for it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ops.local.console import render_table
+from tests.chaos.bars import Measured
+
+REPORT = "MESH_CHAOS_REPORT"
+"""Names a file that the figures are written to, as JSON."""
+
+_FIGURES = pytest.StashKey[list[dict[str, object]]]()
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Measured:
+    """Records a figure: what it is, its value, its unit."""
+    figures = request.config.stash.setdefault(_FIGURES, [])
+    test = request.node.name
+
+    def record(name: str, value: float, unit: str) -> None:
+        figures.append({"test": test, "name": name, "value": value, "unit": unit})
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print every figure; write them where the environment says."""
+    figures = config.stash.get(_FIGURES, [])
+    if not figures:
+        return
+    rows = [[str(each["name"]), f"{each['value']:.4g}", str(each["unit"])] for each in figures]
+    terminalreporter.section("measured")
+    for line in render_table(["WHAT", "VALUE", "UNIT"], rows):
+        terminalreporter.write_line(line)
+    if path := os.environ.get(REPORT):
+        Path(path).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
