@@ -25,6 +25,16 @@ class GpuServicesSettings(WorkerSettings):
     default_deadline_seconds: float = Field(
         300.0, gt=0, le=3600, description="Deadline of a call that came without one; a long document takes its time."
     )
+    canary_interval_seconds: float = Field(
+        3.0, gt=0, le=3600, description="An idle capability proves itself by one small document or reading this often."
+    )
+    canary_retry_seconds: float = Field(
+        3.0,
+        gt=0,
+        le=3600,
+        description="Pause after a failed canary, until the next one: a process that failed is replaced by then. Three "
+        "in a row are the end: the process exits.",
+    )
     pdf_pipeline: Literal["auto", "native", "layout"] = Field(
         "auto",
         description="How PDFs are read: native needs no model, layout runs docling's layout model, auto takes layout "

@@ -116,14 +116,21 @@ class Writer:
     async def canary(self) -> None:
         """Prove an idle engine, in a request's place, so that no request is beside it when the engine fails.
 
+        An engine that is being mended has said so by ``unhealthy``, and is well as soon as it is back: that is no
+        failure for the watchdog to count, which would end the worker over it.
+
         Raises:
             Overloaded: the engine is busy; a busy one proves itself.
-            MeshError: it failed.
+            MeshError: it failed, and nothing is done about it here.
         """
         if self.engine.unhealthy() is not None:
             return
-        with self._admission.idle_slot():
-            await self.engine.prove()
+        try:
+            with self._admission.idle_slot():
+                await self.engine.prove()
+        except MeshError:
+            if self.engine.unhealthy() is None:
+                raise
 
     def unhealthy(self) -> MeshError | None:
         """None while the engine can write, otherwise why not."""

@@ -342,10 +342,9 @@ async def test_a_wait_longer_than_the_deadline_is_refused_before_the_upload(scri
             raise AssertionError("let in")
         with pool.place(Deadline.after(4.5, clock), Priority.INTERACTIVE):
             pass
-    assert (refused.value.reason, refused.value.retry_after) == (
-        "QUEUE_LONGER_THAN_DEADLINE",
-        pytest.approx(1.2, rel=0.4),
-    )
+    assert refused.value.reason == "QUEUE_LONGER_THAN_DEADLINE"
+    assert refused.value.retry_after is not None
+    assert 0.8 < refused.value.retry_after < 1.7
     await pool.stop()
 
 

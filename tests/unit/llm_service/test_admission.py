@@ -170,10 +170,9 @@ async def test_a_wait_longer_than_the_deadline_is_refused_on_arrival() -> None:
     with pytest.raises(Overloaded) as caught:
         async with slot(admission, Deadline.after(3.0, clock)):
             pass
-    assert (caught.value.reason, caught.value.retry_after) == (
-        "QUEUE_LONGER_THAN_DEADLINE",
-        pytest.approx(1.2, rel=0.4),
-    )
+    assert caught.value.reason == "QUEUE_LONGER_THAN_DEADLINE"
+    assert caught.value.retry_after is not None
+    assert 0.8 < caught.value.retry_after < 1.7
     second = asyncio.create_task(slot(admission, Deadline.after(4.5, clock)).__aenter__())
     await settle()
     assert admission.waiting == 1

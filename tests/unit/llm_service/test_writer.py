@@ -224,6 +224,20 @@ async def test_a_failed_canary_frees_its_slot() -> None:
     assert await collect(writer)
 
 
+async def test_an_engine_that_mends_itself_fails_no_canary() -> None:
+    """Where the engine is being restarted over its canary, the reason to be unhealthy says it all."""
+    engine = ScriptedEngine()
+    writer = await started(engine)
+    engine.proof_may_end.clear()
+    engine.proof_failure = Unavailable("It failed its canary.", reason="ENGINE_RESTARTING")
+    canary = asyncio.create_task(writer.canary())
+    await asyncio.sleep(0)
+    engine.broken = engine.proof_failure
+    engine.proof_may_end.set()
+    await canary
+    assert writer.unhealthy() is engine.broken
+
+
 async def test_concurrency_is_the_engines_unless_set() -> None:
     """0 asks for what the engine does well."""
     assert Writer(ScriptedEngine(concurrency=7)).limits.concurrent == 7

@@ -1,0 +1,230 @@
+"""A real engine process behind a real worker, being hurt: what its clients see, and that it comes back by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import struct
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from llm_service.__main__ import make_capability
+from llm_service.servicer import SERVICE
+from llm_service.settings import LlmSettings
+from mesh.clients.llm import AsyncLLMServiceClient, ChatMessage, Finish, GenerateEvent, Generation, Role
+from mesh.deadline import Deadline
+from mesh.errors import DeadlineExceeded, Internal, MeshError, Unavailable
+from mesh.testing import serve
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds the engine's process by /proc")
+tokenizers = pytest.importorskip("tokenizers", reason="counts the prompt's tokens")
+
+FAKE_SERVE = Path(__file__).with_name("fake_serve.py")
+
+
+def chat(text: str) -> Generation:
+    """One message; its words tell the fake engine what to do."""
+    return Generation(messages=(ChatMessage(Role.USER, text),))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model directory that passes inspection."""
+    path = tmp_path / "tiny-chat"
+    path.mkdir()
+    (path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 512}')
+    (path / "chat_template.jinja").write_text("{{ messages }}")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    tokenizer.save(str(path / "tokenizer.json"))
+    header = b'{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
+    (path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    return path
+
+
+@pytest.fixture
+def engine_python(tmp_path: Path) -> Path:
+    """What is run in place of the engine's Python."""
+    path = tmp_path / "python"
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE_SERVE}" "$@"\n')
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+@dataclass
+class Running:
+    """A worker with its engine process."""
+
+    client: AsyncLLMServiceClient
+    target: str
+    supervisor: Any
+
+    def engine_pid(self) -> int:
+        """The engine itself, below its tether."""
+        tether = self.supervisor._child._process.pid
+        children = Path(f"/proc/{tether}/task/{tether}/children").read_text().split()
+        return int(children[0])
+
+    async def is_serving(self) -> bool:
+        """What its health says."""
+        async with grpc.aio.insecure_channel(self.target) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            answer = await health.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=5)
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def seconds_until(self, *, serving: bool, within: float) -> float:
+        """How long until its health says so."""
+        began = time.monotonic()
+        async with asyncio.timeout(within):
+            while await self.is_serving() is not serving:
+                await asyncio.sleep(0.05)
+        return time.monotonic() - began
+
+
+Make = Callable[..., Awaitable[Running]]
+
+
+@pytest.fixture
+async def make(model: Path, engine_python: Path) -> AsyncIterator[Make]:
+    """Makes workers whose engine is the fake, and stops them."""
+    async with AsyncExitStack() as stack:
+
+        async def one(**settings: Any) -> Running:
+            capability = make_capability(LlmSettings(model=str(model), engine_python=str(engine_python), **settings))
+            running = await stack.enter_async_context(serve([capability], canary_interval_seconds=1.0))
+            client = await stack.enter_async_context(AsyncLLMServiceClient(running.target))
+            supervisor = capability.start.__self__.engine._supervisor  # type: ignore[attr-defined] # a bound method
+            made = Running(client, running.target, supervisor)
+            await made.seconds_until(serving=True, within=20)
+            return made
+
+        yield one
+
+
+async def answered(running: Running, within: float = 20.0) -> float:
+    """Ask until there is an answer; the seconds that took."""
+    began = time.monotonic()
+    async with asyncio.timeout(within):
+        while True:
+            try:
+                assert (await running.client.complete(chat("hello"))).text == "one two"
+            except Unavailable:
+                await asyncio.sleep(0.05)
+            else:
+                return time.monotonic() - began
+
+
+async def test_an_engine_killed_mid_stream_is_typed_at_once_and_replaced(make: Make) -> None:
+    """The client hears ENGINE_LOST within a second after the last good piece, never a Finish; then it serves again."""
+    running = await make()
+    seen: list[GenerateEvent] = []
+    killed_at = 0.0
+
+    async def read() -> None:
+        nonlocal killed_at
+        async for event in running.client.generate(chat("pieces 100")):
+            seen.append(event)
+            if len(seen) == 4:
+                killed_at = time.monotonic()
+                os.kill(running.engine_pid(), signal.SIGKILL)
+
+    with pytest.raises(Unavailable) as caught:
+        await read()
+    assert time.monotonic() - killed_at < 1.0
+    assert caught.value.reason == "ENGINE_LOST"
+    assert not any(isinstance(event, Finish) for event in seen)
+    await asyncio.sleep(0.1)
+    with pytest.raises(Unavailable) as refused:
+        await running.client.complete(chat("hello"), deadline=Deadline.after(5.0))
+    assert refused.value.reason == "ENGINE_RESTARTING"
+    assert await answered(running) < 5.0
+
+
+async def test_a_slow_prompt_is_no_hang(make: Make) -> None:
+    """An engine that computes for longer than a hang may last is left alone, and answers."""
+    running = await make(hang_seconds=1.0)
+    pid = running.engine_pid()
+    assert (await running.client.complete(chat("compute 3.5"))).text == "one two"
+    assert (running.engine_pid(), await running.is_serving()) == (pid, True)
+
+
+async def test_a_request_behind_an_abandoned_prompt_is_answered(make: Make) -> None:
+    """What somebody asked for and left counts for nobody else's time."""
+    running = await make(stall_seconds=2.0)
+    pid = running.engine_pid()
+    with pytest.raises(DeadlineExceeded):
+        await running.client.complete(chat("compute 1.8"), deadline=Deadline.after(0.2))
+    assert (await running.client.complete(chat("compute 1.5"))).text == "one two"
+    assert running.engine_pid() == pid
+
+
+@pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
+async def test_an_engine_that_hangs_where_it_computes_is_replaced(make: Make, busy: bool) -> None:
+    """Its health route answers all the while; the request in it fails typed, and the next engine serves."""
+    running = await make(hang_seconds=2.0)
+    pid = running.engine_pid()
+    if busy:
+        with pytest.raises(Unavailable):
+            await running.client.complete(chat("hang"), deadline=Deadline.after(20.0))
+    else:
+        with pytest.raises(DeadlineExceeded):
+            await running.client.complete(chat("hang"), deadline=Deadline.after(0.3))
+        await running.seconds_until(serving=False, within=10)
+    await running.seconds_until(serving=True, within=10)
+    await answered(running)
+    assert running.engine_pid() != pid
+
+
+async def test_a_poisoned_engine_is_found_under_load_and_replaced(make: Make) -> None:
+    """Where every request fails the engine is restarted; a single one that fails costs nobody else anything."""
+    running = await make()
+    pid = running.engine_pid()
+    with pytest.raises(Internal):
+        await running.client.complete(chat("fail"))
+    assert (await running.client.complete(chat("hello"))).text == "one two"
+    assert running.engine_pid() == pid
+    with pytest.raises(Internal):
+        await running.client.complete(chat("poison"))
+    async with asyncio.timeout(10):
+        while not await _refused(running):
+            pass
+    await answered(running)
+    assert running.engine_pid() != pid
+
+
+async def _refused(running: Running) -> bool:
+    """Ask once more; whether the worker knows by now."""
+    try:
+        await running.client.complete(chat("hello"))
+    except MeshError as error:
+        return isinstance(error, Unavailable)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
+async def test_a_stopped_engine_is_told_within_ten_seconds_and_replaced(make: Make, busy: bool) -> None:
+    """With the limits that ship: NOT_SERVING within 10 s, the call in flight fails typed, and it serves by itself."""
+    running = await make()
+    pid = running.engine_pid()
+    writing = None
+    if busy:
+        writing = asyncio.create_task(running.client.complete(chat("pieces 600"), deadline=Deadline.after(60)))
+        await asyncio.sleep(0.5)
+    os.kill(pid, signal.SIGSTOP)
+    assert await running.seconds_until(serving=False, within=15) <= 10.0
+    if writing is not None:
+        with pytest.raises(Unavailable):
+            await writing
+    assert await answered(running) < 5.0
+    assert running.engine_pid() != pid
