@@ -9,7 +9,7 @@ from enum import Enum
 
 import numpy as np
 
-from inference.batcher import Batched
+from inference.admission import Batched
 from inference.engines import FloatArray
 from inference.loading import LoadedModel
 from inference.padding import pad

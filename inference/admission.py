@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, cast
 
 from mesh.context import Priority
 from mesh.deadline import Deadline
@@ -31,6 +31,29 @@ class Sized(Protocol):
 
 W = TypeVar("W", bound=Sized)
 R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTimings:
+    """Where a request's time went.
+
+    Attributes:
+        queue_seconds: from admission to its first batch.
+        inference_seconds: of all batches it was part of.
+        largest_batch: items in the largest of them, other callers' included.
+    """
+
+    queue_seconds: float
+    inference_seconds: float
+    largest_batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batched(Generic[R]):
+    """One result per item, in the caller's order."""
+
+    results: list[R]
+    timings: BatchTimings
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +89,15 @@ class Ticket(Generic[W, R]):
     def over(self) -> bool:
         """Whether nobody needs its items computed any more."""
         return self.abandoned or self.failure is not None
+
+    def answer(self) -> Batched[R]:
+        """What the caller gets once no item is open. Raises the failure where there is one."""
+        if self.failure is not None:
+            raise self.failure
+        queue_seconds = (self.started_at or self.admitted_at) - self.admitted_at
+        timings = BatchTimings(queue_seconds, self.inference_seconds, self.largest_batch)
+        # Without a failure every slot is filled.
+        return Batched(cast("list[R]", self.results), timings)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,9 +12,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, cast
+from typing import Generic
 
-from inference.admission import AdmissionQueue, Entry, R, Ticket, W
+from inference.admission import AdmissionQueue, Batched, BatchTimings, Entry, R, Ticket, W
 from inference.engines import DeviceOutOfMemory
 from inference.metrics import BatchMetrics
 from inference.pace import Computed, Pace
@@ -52,29 +52,6 @@ class BatchLimits:
     batch_tokens: int
     queued_tokens: int
     initial_tokens_per_second: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class BatchTimings:
-    """Where a request's time went.
-
-    Attributes:
-        queue_seconds: from admission to its first batch.
-        inference_seconds: of all batches it was part of.
-        largest_batch: items in the largest of them, other callers' included.
-    """
-
-    queue_seconds: float
-    inference_seconds: float
-    largest_batch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Batched(Generic[R]):
-    """One result per item, in the caller's order."""
-
-    results: list[R]
-    timings: BatchTimings
 
 
 class Batcher(Generic[W, R]):
@@ -187,7 +164,7 @@ class Batcher(Generic[W, R]):
             raise
         finally:
             self._forget(ticket)
-        return _collected(ticket)
+        return ticket.answer()
 
     def progress(self) -> float:
         """Seconds for which admitted work has waited without a batch beginning or ending; 0.0 when idle."""
@@ -403,15 +380,6 @@ class Batcher(Generic[W, R]):
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _collected(ticket: Ticket[W, R]) -> Batched[R]:
-    if ticket.failure is not None:
-        raise ticket.failure
-    queue_seconds = (ticket.started_at or ticket.admitted_at) - ticket.admitted_at
-    timings = BatchTimings(queue_seconds, ticket.inference_seconds, ticket.largest_batch)
-    # Without a failure every slot is filled.
-    return Batched(cast("list[R]", ticket.results), timings)
 
 
 def _failure_of(error: Exception, *, futile: bool) -> MeshError:

@@ -90,8 +90,7 @@ class Pace:
             return
         # A batch that was not full says little about the speed: its time is mostly overhead.
         if batch.backlogged or batch.tokens >= self._batch_tokens // 4:
-            weight = 1 - math.exp(-batch.seconds / _SPEED_MEMORY_SECONDS)
-            self.tokens_per_second = _moved(self.tokens_per_second or None, batch.tokens / batch.seconds, weight)
+            self._learn_speed(batch.tokens / batch.seconds, batch.seconds)
         if all(entry.ticket.priority is Priority.INTERACTIVE for entry in batch.entries):
             # Per request, as if each had come alone. A batch grows with the time that its requests waited: taken as
             # it is, longer bulk batches would make longer interactive ones and these again longer bulk batches.
@@ -100,6 +99,14 @@ class Pace:
         else:
             speed = batch.padded_tokens / batch.seconds
             self._bulk_tokens_per_second = _moved(self._bulk_tokens_per_second, speed, _BULK_WEIGHT)
+
+    def _learn_speed(self, newest: float, seconds: float) -> None:
+        if not self.tokens_per_second:
+            self.tokens_per_second = newest
+            return
+        # By ratios, so that a speed that is wrong by orders of magnitude is corrected as fast in either direction.
+        weight = 1 - math.exp(-seconds / _SPEED_MEMORY_SECONDS)
+        self.tokens_per_second *= (newest / self.tokens_per_second) ** weight
 
     def budgets(self) -> BatchBudgets:
         """How large the next batch may be."""

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from inference.admission import R, Sized, W
-from inference.batcher import Batched, Batcher, BatchLimits
+from inference.admission import Batched, R, Sized, W
+from inference.batcher import Batcher, BatchLimits
 from inference.loading import LoadedModel
 from mesh.context import Priority
 from mesh.deadline import Deadline

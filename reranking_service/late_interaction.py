@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.batcher import BatchTimings
+from inference.admission import BatchTimings
 from inference.engines import FloatArray
 from inference.loading import LoadedModel
 from inference.padding import PaddedBatch, pad

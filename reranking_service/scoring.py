@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from inference.batcher import BatchTimings
+from inference.admission import BatchTimings
 from inference.engines import FloatArray
 from inference.loading import LoadedModel
 from inference.rerankers import Method
