@@ -6,12 +6,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.batcher import Batcher, BatchLimits
+from inference.recovery import FUTILE_PARTS
 from inference.testing import FakeWork, GatedRun
 from mesh.context import Priority
 from mesh.deadline import Deadline
@@ -344,3 +346,123 @@ async def test_a_wrong_number_of_results_is_an_internal_error() -> None:
     async with running(lambda works: [1] * (len(works) - 1)) as batcher:
         with pytest.raises(Internal):
             await submit(batcher, 1, 2)
+
+
+async def test_a_poisoned_engine_is_not_asked_once_per_item() -> None:
+    """Where everything fails, splitting ends soon; the next batch costs one try, and its callers may go elsewhere."""
+    run = GatedRun(is_open=False, poison=range(1, 1000))
+    async with running(run, BatchLimits(batch_tokens=4 * 200, queued_tokens=10_000)) as batcher:
+        first = submit(batcher, 0)
+        await entered(run)
+        calls = [submit(batcher, value) for value in range(1, 200)]
+        await asyncio.sleep(0)
+        run.gate.set()
+        await first
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert len(run.batches) == 1 + FUTILE_PARTS
+        assert batcher.failures() == FUTILE_PARTS
+        assert all(isinstance(each, Unavailable) and each.reason == "ENGINE_FAILING" for each in answers)
+        run.gate.clear()
+        blocker = submit(batcher, 500)
+        await entered(run)
+        calls = [submit(batcher, value) for value in range(1, 50)]
+        await asyncio.sleep(0)
+        before = len(run.batches)
+        run.gate.set()
+        await asyncio.gather(blocker, *calls, return_exceptions=True)
+        assert len(run.batches) == before + 1
+
+
+async def test_failures_are_counted_until_a_batch_succeeds() -> None:
+    """The signal for the watchdog: 0 while all is well, and again after one success."""
+    async with running(GatedRun(poison=[13])) as batcher:
+        assert batcher.failures() == 0
+        for expected in (1, 2):
+            with pytest.raises(Internal):
+                await submit(batcher, 13)
+            assert batcher.failures() == expected
+        await submit(batcher, 1)
+        assert batcher.failures() == 0
+
+
+async def test_a_canary_passes_a_full_queue() -> None:
+    """The proof of the engine is computed next, before all that waits, and alone."""
+    run = GatedRun(is_open=False)
+    async with running(run, BatchLimits(batch_tokens=8, queued_tokens=16)) as batcher:
+        calls = [submit(batcher, 0)]
+        await entered(run)
+        calls += [submit(batcher, value) for value in (1, 2, 3, 4)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await submit(batcher, 5)
+        canary = asyncio.create_task(
+            batcher.submit([FakeWork(4, 99)], deadline=Deadline.after(30), priority=Priority.INTERACTIVE, canary=True)
+        )
+        await asyncio.sleep(0)
+        run.gate.set()
+        assert (await canary).results == [198]
+        await asyncio.gather(*calls)
+    assert [[work.value for work in batch] for batch in run.batches[:2]] == [[0], [99]]
+
+
+async def test_a_canary_goes_before_the_parts_of_a_failed_batch() -> None:
+    """While the request at fault is looked for, the engine can be proved."""
+    run = GatedRun(is_open=False, poison=[2])
+    async with running(run) as batcher:
+        first = submit(batcher, 0)
+        await entered(run)
+        calls = [submit(batcher, value) for value in (1, 2, 3, 4)]
+        await asyncio.sleep(0)
+        run.gate.set()
+        await first
+        await entered(run)
+        canary = asyncio.create_task(
+            batcher.submit([FakeWork(4, 99)], deadline=Deadline.after(30), priority=Priority.INTERACTIVE, canary=True)
+        )
+        assert (await canary).results == [198]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [each for each in answers if isinstance(each, list)] == [[2], [6], [8]]
+
+
+async def test_reserved_room_is_refused_before_any_work_is_put_into_a_request() -> None:
+    """What is being tokenized counts as queued, so that no crowd gathers in front of the queue."""
+    run = GatedRun(is_open=False)
+    async with running(run, BatchLimits(batch_tokens=4, queued_tokens=20)) as batcher:
+        call = submit(batcher, 0)
+        await entered(run)
+        with batcher.reserved(15, deadline=Deadline.after(30), priority=Priority.INTERACTIVE):
+            with pytest.raises(Overloaded) as refused:
+                with batcher.reserved(6, deadline=Deadline.after(30), priority=Priority.INTERACTIVE):
+                    raise AssertionError("there was no room")
+            assert refused.value.reason == "QUEUE_FULL"
+        with batcher.reserved(6, deadline=Deadline.after(30), priority=Priority.INTERACTIVE):
+            pass
+        run.gate.set()
+        await call
+
+
+async def test_refused_callers_are_told_different_times() -> None:
+    """Who comes back when told finds room: each time lies one request's work after the last."""
+    run = GatedRun(is_open=False)
+    limits = BatchLimits(batch_tokens=4, queued_tokens=20, initial_tokens_per_second=10.0)
+    async with running(run, limits) as batcher:
+        calls = [submit(batcher, 0)]
+        await entered(run)
+        calls.append(submit(batcher, *range(5)))
+        await asyncio.sleep(0)
+        told = []
+        for _ in range(4):
+            with pytest.raises(Overloaded) as refused:
+                await submit(batcher, 9)
+            told.append(refused.value.retry_after or 0.0)
+        assert [later - sooner for sooner, later in pairwise(told)] == pytest.approx([0.4] * 3, abs=0.05)
+        run.gate.set()
+        await asyncio.gather(*calls)
+
+
+async def test_a_request_that_an_idle_engine_cannot_do_in_time_is_tried() -> None:
+    """An estimate alone never refuses for good: with nothing ahead the work is done, and corrects the estimate."""
+    limits = BatchLimits(batch_tokens=4, queued_tokens=1000, initial_tokens_per_second=0.001)
+    async with running(GatedRun(), limits) as batcher:
+        assert await submit(batcher, 1, seconds=5.0) == [2]
+        assert batcher.tokens_per_second > 0.001

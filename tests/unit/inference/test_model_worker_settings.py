@@ -8,6 +8,7 @@ import pytest
 
 from embedding_service.settings import EmbeddingSettings
 from inference.settings import ModelWorkerSettings
+from mesh.serving.watchdog import POLL_SECONDS
 from mesh.settings import SettingsError
 from reranking_service.settings import RerankingSettings
 
@@ -50,3 +51,10 @@ def test_unknown_methods_are_refused() -> None:
     """The three ways are named in the error."""
     with pytest.raises(SettingsError, match="late-interaction"):
         RerankingSettings.load({}, method="bm25")
+
+
+def test_an_engine_that_hangs_is_found_within_ten_seconds_by_the_defaults() -> None:
+    """At work by the watchdog, idle by the canary, one look later at the most."""
+    settings = EmbeddingSettings.load({})
+    assert settings.watchdog_seconds + POLL_SECONDS < 10
+    assert settings.canary_interval_seconds + settings.canary_seconds + 2 * POLL_SECONDS < 10

@@ -1,4 +1,4 @@
-"""The watchdog's three signals, with its pauses made short."""
+"""The watchdog's signals, with its pauses made short."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
+from mesh.clock import Clock
 from mesh.errors import MeshError, Overloaded, Unavailable
 from mesh.serving import Capability, watchdog
 from mesh.serving.health import Readiness
 from mesh.serving.watchdog import Watchdog, WatchdogLimits
+from mesh.testing import FakeClock
 
 LIMITS = WatchdogLimits(
     stuck_seconds=0.05, canary_interval_seconds=0.02, canary_seconds=0.05, canary_retry_seconds=0.02
+)
+PATIENT = WatchdogLimits(
+    stuck_seconds=3600, canary_interval_seconds=3600, canary_seconds=3600, canary_retry_seconds=0.02
 )
 SERVICE = "test.v1.Service"
 
@@ -29,6 +34,7 @@ class Engine:
     reason: MeshError | None = None
     canary_result: Exception | None = None
     canaries: int = 0
+    failed_batches: int = 0
     hang: bool = False
     ended: list[str] = field(default_factory=list)
 
@@ -46,16 +52,18 @@ async def nothing() -> None:
 
 
 @asynccontextmanager
-async def watched(engine: Engine, *, idle: bool = True) -> AsyncIterator[Readiness]:
+async def watched(
+    engine: Engine, *, idle: bool = True, limits: WatchdogLimits = LIMITS, clock: Clock = time.monotonic
+) -> AsyncIterator[Readiness]:
     """The engine under a watchdog, serving."""
     readiness = Readiness([SERVICE])
     await readiness.set(SERVICE, None)
     capability = Capability(
         service=SERVICE, register=lambda _: None, start=nothing, canary=engine.canary,
-        progress=lambda: engine.waited, unhealthy=lambda: engine.reason,
+        failures=lambda: engine.failed_batches, progress=lambda: engine.waited, unhealthy=lambda: engine.reason,
     )  # fmt: skip
     dog = Watchdog(
-        capability, readiness, limits=LIMITS,
+        capability, readiness, limits=limits, clock=clock,
         last_traffic=(lambda: 0.0) if idle else time.monotonic, give_up=engine.ended.append,
     )  # fmt: skip
     task = asyncio.create_task(dog.run())
@@ -77,6 +85,7 @@ async def until(condition: Callable[[], bool]) -> None:
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a second between looks is a long time in a test."""
     monkeypatch.setattr(watchdog, "POLL_SECONDS", 0.005)
+    monkeypatch.setattr(watchdog, "SUSPICION_PAUSE_SECONDS", 0.02)
 
 
 async def test_an_engine_without_progress_ends_the_process() -> None:
@@ -106,6 +115,53 @@ async def test_a_canary_that_keeps_failing_ends_the_process() -> None:
         assert "device-side" not in refusal.message
         await until(lambda: bool(engine.ended))
         assert engine.canaries == watchdog.CANARY_FAILURES_BEFORE_EXIT
+
+
+async def test_failing_batches_have_the_canary_run_at_once_though_traffic_flows() -> None:
+    """A poisoned engine is found by its failures: no interval is waited for, and traffic takes nobody's place."""
+    engine = Engine(failed_batches=1, canary_result=RuntimeError("poisoned"))
+    async with watched(engine, idle=False, limits=PATIENT) as readiness:
+        await until(lambda: not readiness.serving(SERVICE))
+        await until(lambda: bool(engine.ended))
+        assert engine.canaries == watchdog.CANARY_FAILURES_BEFORE_EXIT
+
+
+async def test_failing_batches_alone_end_nothing() -> None:
+    """Where the canary succeeds, it was the requests' fault: a client that repeats one costs a canary now and then."""
+    engine = Engine(failed_batches=1000)
+    async with watched(engine, idle=False, limits=PATIENT) as readiness:
+        await until(lambda: engine.canaries >= 5)
+        assert readiness.serving(SERVICE)
+        assert not engine.ended
+
+
+async def test_a_hung_engine_is_found_while_its_canary_runs() -> None:
+    """The canary's patience does not keep the other signals from being looked at."""
+    engine = Engine(hang=True)
+    async with watched(engine, limits=replace(LIMITS, canary_seconds=3600)) as readiness:
+        await until(lambda: engine.canaries == 1)
+        engine.waited = 1.0
+        await until(lambda: bool(engine.ended))
+        assert not readiness.serving(SERVICE)
+
+
+async def test_time_in_which_the_process_itself_stood_still_does_not_count() -> None:
+    """After SIGSTOP and SIGCONT a batch looks as old as the pause; the engine gets the time to go on."""
+    clock = FakeClock()
+    engine = Engine(waited=0.1)
+    limits = WatchdogLimits(stuck_seconds=8, canary_interval_seconds=3600, canary_seconds=4, canary_retry_seconds=1)
+    async with watched(engine, limits=limits, clock=clock) as readiness:
+        await asyncio.sleep(0.02)
+        clock.advance(600)
+        engine.waited = 600.1
+        await asyncio.sleep(0.05)
+        assert not engine.ended
+        assert readiness.serving(SERVICE)
+        for _ in range(8):
+            clock.advance(1)
+            engine.waited += 1
+            await asyncio.sleep(0.02)
+        await until(lambda: bool(engine.ended))
 
 
 async def test_a_canary_that_recovers_brings_the_capability_back() -> None:
