@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import stat
 import struct
 import sys
@@ -78,7 +79,7 @@ class Running:
     async def is_serving(self) -> bool:
         """What its health says."""
         async with grpc.aio.insecure_channel(self.target) as channel:
-            health = health_pb2_grpc.HealthStub(channel)
+            health: Any = health_pb2_grpc.HealthStub(channel)
             answer = await health.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=5)
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
@@ -228,3 +229,94 @@ async def test_a_stopped_engine_is_told_within_ten_seconds_and_replaced(make: Ma
             await writing
     assert await answered(running) < 5.0
     assert running.engine_pid() != pid
+
+
+@dataclass
+class WorkerProcess:
+    """The worker as it is started by an operator, with its engine and tether below it."""
+
+    process: asyncio.subprocess.Process
+    client: AsyncLLMServiceClient
+
+    def family(self) -> list[int]:
+        """The tether and the engine."""
+        (tether,) = _children(self.process.pid)
+        return [tether, *_children(tether)]
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+async def worker(model: Path, engine_python: Path) -> AsyncIterator[WorkerProcess]:
+    """``python -m llm_service``, serving."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {"PORT": port, "MODEL": model, "ENGINE_PYTHON": engine_python, "DRAIN_GRACE_SECONDS": 10}
+    environment = {**os.environ, **{f"LLM_{name}": str(value) for name, value in settings.items()}}
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "llm_service", env=environment)
+    async with AsyncLLMServiceClient(f"127.0.0.1:{port}") as client:
+        made = WorkerProcess(process, client)
+        try:
+            async with asyncio.timeout(30):
+                while not await _says_hello(client):
+                    await asyncio.sleep(0.1)
+            yield made
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+async def _says_hello(client: AsyncLLMServiceClient) -> bool:
+    try:
+        return (await client.complete(chat("hello"), deadline=Deadline.after(2.0))).text == "one two"
+    except MeshError:
+        return False
+
+
+async def _all_gone(family: list[int], within: float) -> None:
+    async with asyncio.timeout(within):
+        while any(map(_is_alive, family)):
+            await asyncio.sleep(0.02)
+
+
+async def test_sigterm_lets_a_stream_finish_and_leaves_no_process(worker: WorkerProcess) -> None:
+    """The answer under way comes whole, the exit code is 0, and neither engine nor tether stays."""
+    family = worker.family()
+    assert len(family) == 2
+    events: list[GenerateEvent] = []
+    async for event in worker.client.generate(chat("pieces 20")):
+        events.append(event)
+        if len(events) == 3:
+            worker.process.terminate()
+    assert isinstance(events[-1], Finish)
+    assert len(events) == 22
+    async with asyncio.timeout(10):
+        assert await worker.process.wait() == 0
+    await _all_gone(family, within=1.0)
+
+
+async def test_a_second_sigterm_ends_at_once_and_leaves_no_process(worker: WorkerProcess) -> None:
+    """Whoever cannot wait for the drain waits no longer, and the tether takes the engine along."""
+    family = worker.family()
+    writing = asyncio.create_task(worker.client.complete(chat("pieces 90")))
+    await asyncio.sleep(0.5)
+    worker.process.terminate()
+    await asyncio.sleep(0.3)
+    assert worker.process.returncode is None
+    worker.process.terminate()
+    async with asyncio.timeout(1):
+        assert await worker.process.wait() != 0
+    with pytest.raises(Unavailable):
+        await writing
+    await _all_gone(family, within=2.0)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
 
 import pytest
 
-from llm_service.generation import Accepted, Piece
+from llm_service.generation import Accepted, EngineEvent, Piece
+from llm_service.generation import Generation as WireGeneration
+from llm_service.metrics import RUNNING, WAITING
 from llm_service.servicer import SERVICE, LlmServicer
 from llm_service.testing import ScriptedEngine, written
 from llm_service.writer import Limits, Writer
 from mesh.clients.llm import AsyncLLMServiceClient, ChatMessage, Finish, GenerateEvent, Generation, Role, Sampling
+from mesh.context import CallContext, Priority, current_call
 from mesh.deadline import Deadline
-from mesh.errors import DeadlineExceeded, InvalidRequest, NotFound, Unavailable
+from mesh.errors import DeadlineExceeded, InvalidRequest, NotFound, Overloaded, Unavailable
 from mesh.serving import Capability
 from mesh.testing import serve
 
 CHAT = Generation(messages=(ChatMessage(Role.USER, "Say it."),), sampling=Sampling(temperature=0.0))
-Connect = Callable[[ScriptedEngine], Awaitable[AsyncLLMServiceClient]]
+Connect = Callable[..., Awaitable[AsyncLLMServiceClient]]
 
 
 @pytest.fixture
@@ -27,8 +31,8 @@ async def connect() -> AsyncIterator[Connect]:
     """Serves an engine and connects a client to it."""
     async with AsyncExitStack() as stack:
 
-        async def one(engine: ScriptedEngine) -> AsyncLLMServiceClient:
-            writer = Writer(engine, limits=Limits(output_tokens=100, queued=0))
+        async def one(engine: ScriptedEngine, queued: int = 0) -> AsyncLLMServiceClient:
+            writer = Writer(engine, limits=Limits(output_tokens=100, queued=queued))
             servicer = LlmServicer(writer, default_deadline_seconds=30.0, max_request_bytes=1024)
             capability = Capability(service=SERVICE, register=servicer.register, start=writer.start, stop=writer.stop)
             running = await stack.enter_async_context(serve([capability]))
@@ -129,6 +133,108 @@ async def test_errors_keep_their_class_reason_and_field(connect: Connect) -> Non
     with pytest.raises(InvalidRequest) as invalid:
         await client.complete(Generation(prompt="x", sampling=Sampling(temperature=2.5)))
     assert invalid.value.param == "temperature"
+
+
+class TimedEngine(ScriptedEngine):
+    """Takes a while for each answer."""
+
+    SECONDS = 0.05
+
+    async def generate(self, request: WireGeneration) -> AsyncGenerator[EngineEvent, None]:
+        """The script, after a while."""
+        await asyncio.sleep(self.SECONDS)
+        async with aclosing(super().generate(request)) as events:
+            async for event in events:
+                yield event
+
+
+async def test_ten_times_too_much_is_refused_quickly_and_costs_no_goodput(connect: Connect) -> None:
+    """Open loop for 2 s at ten times the capacity: the engine stays busy, refusals are quick and say when to return,
+    who is let in is done in time, and soon after it ends everybody is served at once.
+    """
+    concurrency, seconds, deadline = 2, 2.0, 0.6
+    capacity = concurrency / TimedEngine.SECONDS
+    client = await connect(TimedEngine(concurrency=concurrency), queued=64)
+    for _ in range(10):
+        await client.complete(CHAT)  # so that it is known what an answer takes
+    done, late, refusals = 0, 0, list[tuple[float, float | None]]()
+
+    async def ask() -> None:
+        nonlocal done, late
+        began = time.monotonic()
+        try:
+            await client.complete(CHAT, deadline=Deadline.after(deadline))
+            done += 1
+        except Overloaded as error:
+            refusals.append((time.monotonic() - began, error.retry_after))
+        except DeadlineExceeded:
+            late += 1
+
+    began = time.monotonic()
+    async with asyncio.TaskGroup() as asking:
+        for number in range(int(10 * capacity * seconds)):
+            asking.create_task(ask())
+            await asyncio.sleep(max(0.0, began + number / (10 * capacity) - time.monotonic()))
+    assert done >= 0.8 * capacity * seconds
+    assert late <= 0.02 * (done + late)
+    assert sorted(took for took, _ in refusals)[int(0.9 * len(refusals))] < 0.05
+    assert all(returns for _, returns in refusals)
+    for _ in range(5):
+        began = time.monotonic()
+        await client.complete(CHAT)
+        assert time.monotonic() - began < 1.0
+
+
+async def test_interactive_beside_a_bulk_job_waits_for_nobody(connect: Connect) -> None:
+    """While bulk work holds all slots that it may have, interactive answers take as long as on an idle worker."""
+    client = await connect(TimedEngine(concurrency=4), queued=64)
+
+    async def latencies(times: int) -> list[float]:
+        taken = []
+        for _ in range(times):
+            began = time.monotonic()
+            await client.complete(CHAT)
+            taken.append(time.monotonic() - began)
+        return taken
+
+    async def bulk() -> None:
+        current_call.set(CallContext(priority=Priority.BULK))
+        while True:
+            await client.complete(CHAT)
+
+    idle = await latencies(10)
+    job = [asyncio.create_task(bulk()) for _ in range(20)]
+    await asyncio.sleep(0.2)
+    beside = await latencies(20)
+    for task in job:
+        task.cancel()
+    await asyncio.gather(*job, return_exceptions=True)
+    assert max(beside) <= 3 * max(idle)
+
+
+async def test_two_hundred_clients_that_leave_at_once_leave_nothing(connect: Connect) -> None:
+    """Slots and queue are empty within a second, and the next request is answered."""
+    engine = ScriptedEngine([Accepted(), Piece("one"), ScriptedEngine.HOLD], concurrency=8)
+    client = await connect(engine, queued=200)
+    asking = [asyncio.create_task(client.complete(CHAT, deadline=Deadline.after(60))) for _ in range(200)]
+    async with asyncio.timeout(10):
+        while _gauges() != (8, 192):
+            await asyncio.sleep(0.01)
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    async with asyncio.timeout(1):
+        while _gauges() != (0, 0):
+            await asyncio.sleep(0.01)
+    assert engine.running == 0
+    engine.script = list(written("next"))
+    assert (await client.complete(CHAT)).text == "next"
+
+
+def _gauges() -> tuple[float, float]:
+    """Requests that run and that wait, as the metrics tell them."""
+    running, waiting = (next(iter(gauge.collect())).samples[0].value for gauge in (RUNNING, WAITING))
+    return running, waiting
 
 
 async def test_info_tells_the_model_and_every_limit(connect: Connect) -> None:
