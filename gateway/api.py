@@ -84,6 +84,31 @@ class PlainRoute(Route):
         return match, found
 
 
+class Exact:
+    """Finds routes whose paths have no parameters by one look-up, and leaves all other paths to the router.
+
+    The router tries its routes one after the other, which costs the tenth as much as a refusal.
+    """
+
+    def __init__(self, router: APIRouter) -> None:
+        self._router = router
+        self._routes = {
+            (method, route.path): route
+            for route in router.routes
+            if isinstance(route, PlainRoute) and not route.param_convertors
+            for method in route.methods or ()
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        route = self._routes.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if route is None:
+            await self._router(scope, receive, send)
+            return
+        scope["route"] = route
+        await route.app(scope, receive, send)
+
+
 class Api:
     """Mounts operations on an app and writes its OpenAPI document."""
 

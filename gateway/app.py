@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from gateway.api import Api
+from gateway.api import Api, Exact
 from gateway.attention import Attention
 from gateway.catalogue import Catalogue
 from gateway.journal import Journal
@@ -100,7 +100,7 @@ def create_app(settings: GatewaySettings, *, peers: Peers | None = None, lifecyc
     # These layers in place of the framework's own, which would render errors, open exit stacks and look for handlers
     # again for every request, after ours have done so.
     app.middleware_stack = folded(
-        app.router,
+        Exact(app.router),
         partial(Account, journal=Journal(), lifecycle=lifecycle),
         partial(Admission, most=limits.max_concurrent_requests),
         partial(BodyCap, limits=body_limits),

@@ -198,7 +198,9 @@ def _endpoint_document(endpoint: EndpointHealth, now: float) -> dict[str, Any]:
 def _reason(status: HopStatus, failure: str) -> str:
     """Why it does not serve: what the worker said of itself before what it looks like from here."""
     said = next((endpoint.reason for endpoint in status.endpoints if endpoint.reason), "")
-    opened = f"The circuit breaker is open: {status.breaker.reason}." if status.breaker.state is BreakerState.OPEN else ""
+    opened = (
+        f"The circuit breaker is open: {status.breaker.reason}." if status.breaker.state is BreakerState.OPEN else ""
+    )
     return said or failure or opened or "The worker has not been heard of yet."
 
 
