@@ -33,7 +33,7 @@ DETECTED_SECONDS = 10.0
 HEALED_SECONDS = 3.0
 SILENT_SECONDS = 13.0 if FULL else 9.0
 """Longer than keepalive takes (7 s), so that the silence outlasts every connection."""
-LOSSY_SECONDS = 20.0 if FULL else 8.0
+LOSSY_SECONDS = 20.0 if FULL else 5.0
 
 WHY_NO_NAMESPACES = netns.why_not()
 needs_namespaces = pytest.mark.skipif(bool(WHY_NO_NAMESPACES), reason=WHY_NO_NAMESPACES)
@@ -134,11 +134,15 @@ def judge_answers(bars: Bars, seen: Traffic) -> None:
     bars.at_most("wrong answers or untyped errors", len(wrong(seen.replies)), "", promise=0)
 
 
-SILENCES = {"both ways": BLACK_HOLE, **{f"{way.name.lower()}": Faults(silent=frozenset({way})) for way in Way}}
+SILENCES = {
+    "both ways": BLACK_HOLE,
+    "to the worker": Faults(silent=frozenset({Way.TO_SERVER})),
+    "back": Faults(silent=frozenset({Way.TO_CLIENT})),
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("silence", SILENCES)
+@pytest.mark.parametrize("silence", SILENCES if FULL else ["both ways"])
 async def test_a_silent_connection_is_given_up_and_used_again(behind: Behind, measured: Measured, silence: str) -> None:
     """Bytes that arrive nowhere, both ways or one way: typed errors in bounded time, and back soon after."""
     await partition(
@@ -200,7 +204,7 @@ async def test_a_port_that_refuses_is_told_at_once(behind: Behind, measured: Mea
     judge_healing(bars, seen, healed_at)
 
 
-@pytest.mark.parametrize("seconds", [0.05, 0.2, 0.5])
+@pytest.mark.parametrize("seconds", [0.05, 0.2, 0.5] if FULL else [0.05, 0.5])
 async def test_a_delay_hurts_no_answer(behind: Behind, measured: Measured, seconds: float) -> None:
     """Half a second more on every way, in all calls: slower and right."""
     bars = Bars(f"{seconds * 1000:.0f} ms later", measured)
@@ -265,7 +269,7 @@ DROPS = {"both ways": (netns.Way.IN, netns.Way.OUT), "to the worker": (netns.Way
 
 @needs_namespaces
 @pytest.mark.slow
-@pytest.mark.parametrize("ways", DROPS)
+@pytest.mark.parametrize("ways", DROPS if FULL else ["both ways", "to the worker"])
 async def test_a_partition_is_found_and_ends_with_its_healing(inside: Inside, measured: Measured, ways: str) -> None:
     """Packets that arrive nowhere, both ways or one way: typed errors in bounded time, and back soon after."""
 
@@ -281,7 +285,7 @@ async def test_a_partition_is_found_and_ends_with_its_healing(inside: Inside, me
 
 @needs_namespaces
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [0.01, 0.05, 0.30])
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.30] if FULL else [0.01, 0.30])
 async def test_lost_packets_cost_time_and_no_answer(inside: Inside, measured: Measured, share: float) -> None:
     """TCP repairs losses. At 1 % nothing fails and no breaker opens; at 30 % what fails is typed and bounded."""
     bars = Bars(f"{share:.0%} of packets lost", measured)

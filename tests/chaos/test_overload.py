@@ -7,13 +7,16 @@ from the worker, so the goodput here is a lower bound of what it is where a work
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import statistics
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.chaos.bars import FULL, Bars, Measured
@@ -183,3 +186,50 @@ def tell_costs(bars: Bars, record: Record, used: Mapping[str, float]) -> None:
     bars.tell("generator's cost", record.cpu_seconds_per_request * 1e6, "us/request")
     bars.tell("gateway's cost", used["gateway"] / len(record.answers) * 1e6, "us/request")
     bars.at_most("request that left latest", record.latest_send_seconds * 1000, "ms", promise=50, noisy=500)
+
+
+CLIENTS = 64
+_TOKENS_EACH = 20
+_SECONDS_PER_TOKEN = 0.001
+_QUEUE_TOKENS = 10 * _TOKENS_EACH
+
+
+async def test_clients_that_obey_retry_after_are_all_served(tmp_path: Path, measured: Measured) -> None:
+    """64 at once on a worker that queues ten: who comes back exactly when told finds room, at the third try at last."""
+    bars = Bars(f"{CLIENTS} clients that obey Retry-After", measured)
+    fault = tmp_path / "fault"
+    fault.write_text(f"slow:{_SECONDS_PER_TOKEN}")
+    variables = {
+        "MESH_FAULT_FILE": str(fault),
+        "EMBEDDING_MAX_BATCH_TOKENS": str(5 * _TOKENS_EACH),
+        "EMBEDDING_MAX_TOKENS_PER_REQUEST": str(_QUEUE_TOKENS),
+        "EMBEDDING_MAX_QUEUED_TOKENS": str(_QUEUE_TOKENS),
+    }
+    service = "embedding.v1.EmbeddingService"
+    async with (
+        running_worker("embedding", service, variables, module="embedding_service.testing") as worker,
+        running_gateway({"embedding": worker.target}) as gateway,
+    ):
+        await until_serving(gateway, "embedding")
+        async with gateway.client() as http:
+            for _ in range(5):  # so that both know how long a request takes
+                await _obey(http)
+            began = time.monotonic()
+            tries = await asyncio.gather(*(_obey(http) for _ in range(CLIENTS)))
+            took = time.monotonic() - began
+    alone = CLIENTS * _TOKENS_EACH * _SECONDS_PER_TOKEN
+    bars.at_most("median tries", statistics.median(tries), "", promise=2)
+    bars.at_most("most tries", max(tries), "", promise=3)
+    bars.at_most("time for all, over the engine's own", took / alone, "x", promise=2.0, noisy=4.0)
+    bars.hold()
+
+
+async def _obey(http: httpx.AsyncClient) -> int:
+    """Ask until served, coming back when told; how many tries it took."""
+    for number in itertools.count(1):
+        answer = await http.post("/v1/embeddings", json={"model": "", "input": " ".join(["cat"] * (_TOKENS_EACH - 2))})
+        if answer.is_success:
+            return number
+        assert answer.status_code in (429, 503), answer.text
+        await asyncio.sleep(float(answer.headers["retry-after-ms"]) / 1000)
+    raise AssertionError("itertools.count ends never")

@@ -90,8 +90,9 @@ async def test_interactive_requests_pass_a_bulk_job(mixture: Mixture, measured: 
         long = replace(workload, write=mixture.bulk, deadline_seconds=_BULK_DEADLINE_SECONDS)
         singly = _plan(gateway.url, short.requests(gateway.url), _one_by_one(mixture.requests))
         bulk_requests = long.requests(gateway.url, x_mesh_priority="bulk")
-        idle = await drive(singly)
+        # First, and on a fresh worker: it makes short batches of bulk work once it has seen interactive requests.
         alone = await drive(_plan(gateway.url, bulk_requests, _warm(), _saturating(BULK_SECONDS)))
+        idle = await drive(singly)
         one_bulk = await drive(_plan(gateway.url, bulk_requests, _one_by_one(20)))
         job = asyncio.create_task(drive(_plan(gateway.url, bulk_requests, _warm(), _saturating(LONGEST_SECONDS))))
         await asyncio.sleep(2 * _WARM_SECONDS)  # the job's own start included
