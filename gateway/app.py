@@ -96,7 +96,13 @@ def create_app(settings: GatewaySettings, *, peers: Peers | None = None, lifecyc
     )
     _mount(app, settings, peers, lifecycle)
     limits = settings.limits
-    body_limits = BodyLimits(json_bytes=limits.max_json_bytes, upload_bytes=limits.max_upload_bytes)
+    body_limits = BodyLimits(
+        json_bytes=limits.max_json_bytes,
+        upload_bytes=limits.max_upload_bytes,
+        json_seconds=settings.timeouts.body_seconds,
+        # The worker's deadline counts from the request's first byte too, and comes first where it has begun.
+        upload_seconds=settings.timeouts.chunking_seconds + 1,
+    )
     # These layers in place of the framework's own, which would render errors, open exit stacks and look for handlers
     # again for every request, after ours have done so.
     app.middleware_stack = folded(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
@@ -227,20 +228,30 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """Most bytes that a request's body may have: documents on ``upload_paths``, JSON everywhere else."""
+    """Most bytes that a request's body may have, and longest time that it may take to come.
+
+    Documents on ``upload_paths``, JSON everywhere else.
+    """
 
     json_bytes: int
     upload_bytes: int
+    json_seconds: float
+    upload_seconds: float
     upload_paths: frozenset[str] = frozenset({"/v1/chunk"})
 
-    def of(self, path: str, content_type: bytes) -> int:
-        """The limit of a request."""
-        is_upload = path in self.upload_paths and not content_type.startswith(b"application/json")
-        return self.upload_bytes if is_upload else self.json_bytes
+    def of(self, path: str, content_type: bytes) -> tuple[int, float]:
+        """The limits of a request, in bytes and in seconds."""
+        if path in self.upload_paths and not content_type.startswith(b"application/json"):
+            return self.upload_bytes, self.upload_seconds
+        return self.json_bytes, self.json_seconds
 
 
 class BodyCap:
-    """Refuses a body over its limit before it is parsed: by ``Content-Length`` at once, else as soon as it is over."""
+    """Refuses a body over its limits before it is parsed.
+
+    Too large by ``Content-Length`` is refused at once, else as soon as it is over. A body that comes too slowly is
+    given up: it would hold its place among the requests in progress as long as its sender likes.
+    """
 
     def __init__(self, app: ASGIApp, *, limits: BodyLimits) -> None:
         self._app = app
@@ -252,24 +263,35 @@ class BodyCap:
             await self._app(scope, receive, send)
             return
         exchange = Exchange.at(scope)
-        limit = self._limits.of(exchange.path, exchange.headers.get(b"content-type", b""))
+        most, seconds = self._limits.of(exchange.path, exchange.headers.get(b"content-type", b""))
         declared = exchange.headers.get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > limit:
-            raise _too_large(limit)
-        await self._app(scope, _counted(receive, exchange, limit), send)
+        if not declared.isdigit() or int(declared) > most:
+            raise _too_large(most)
+        try:
+            async with asyncio.timeout(seconds) as patience:
+                await self._app(scope, _counted(receive, exchange, most, patience), send)
+        except TimeoutError:
+            if not patience.expired():
+                raise
+            raise InvalidRequest(
+                f"The body did not arrive within {seconds:g} seconds. Send it faster, or in smaller requests.",
+                reason="BODY_TIMEOUT",
+            ) from None
 
 
-def _counted(receive: Receive, exchange: Exchange, limit: int) -> Receive:
+def _counted(receive: Receive, exchange: Exchange, most: int, patience: asyncio.Timeout) -> Receive:
     seen = 0
 
     async def counted() -> Message:
         nonlocal seen
         message = await receive()
         seen += len(message.get("body", b""))
-        if seen > limit:
-            raise _too_large(limit)
-        if not message.get("more_body", False):
+        if seen > most:
+            raise _too_large(most)
+        if not message.get("more_body", False) and not exchange.body_read:
             exchange.body_read = True
+            with suppress(RuntimeError):  # over already: an upload's reader may outlive the answer
+                patience.reschedule(None)
         return message
 
     return counted

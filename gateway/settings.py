@@ -146,6 +146,7 @@ class TimeoutsSettings(_Section):
     chunking_seconds: float = Field(900.0, gt=0, le=86400, description="For one document, upload included.")
     llm_seconds: float = Field(600.0, gt=0, le=86400, description="For one answer of a language model.")
     gpu_seconds: float = Field(5.0, gt=0, le=60, description="For the GPUs' status.")
+    body_seconds: float = Field(30.0, gt=0, le=3600, description="For a JSON body to arrive.")
     info_seconds: float = Field(1.5, gt=0, le=60, description="For asking a worker what it serves.")
 
 

@@ -111,9 +111,7 @@ async def test_a_long_rest_is_dropped_up_to_a_bound(peers: FakePeers, settings: 
     peers.embedder.hop.refusal = FULL
     inner = create_app(settings, peers=peers.as_peers()).middleware_stack
     assert isinstance(inner, Account)
-    app = Account(
-        inner._app, journal=Journal(), lifecycle=Lifecycle(), unread=UnreadLimits(lingering_bytes=3000)
-    )  # fmt: skip
+    app = Account(inner._app, journal=Journal(), lifecycle=Lifecycle(), unread=UnreadLimits(lingering_bytes=3000))
     request = RawRequest("POST", "/v1/embeddings", {**JSON, "content-length": "2000000"})
     for _ in range(10):
         request.say(b" " * 1000, more=True)
@@ -123,11 +121,38 @@ async def test_a_long_rest_is_dropped_up_to_a_bound(peers: FakePeers, settings: 
     assert request.unheard == 7
 
 
+@pytest.mark.parametrize(
+    ("path", "key"), [("/v1/embeddings", "error"), ("/v1/chat/completions", "error"), ("/embed", "error_type")]
+)
+async def test_a_body_that_comes_too_slowly_is_given_up(peers: FakePeers, path: str, key: str) -> None:
+    """It must not hold a place for as long as its sender likes."""
+    app = create_app(GatewaySettings.model_validate({"timeouts": {"body_seconds": 0.01}}), peers=peers.as_peers())
+    request = RawRequest("POST", path, JSON)
+    request.say(b'{"input', more=True)
+    task = request.start(app)
+    await request.until(b"did not arrive")
+    request.leave()
+    await task
+    assert (request.status, key in json.loads(request.body)) == (408, True)
+
+
+async def test_slow_work_is_no_slow_body(peers: FakePeers) -> None:
+    """The time counts for the body alone: once that is there, only the request's deadline counts."""
+    app = create_app(GatewaySettings.model_validate({"timeouts": {"body_seconds": 0.01}}), peers=peers.as_peers())
+    peers.writer.gate = asyncio.Semaphore(0)
+    request = RawRequest("POST", "/v1/chat/completions", JSON)
+    request.say(b'{"messages": [{"role": "user", "content": "Hi"}]}')
+    task = request.start(app)
+    await asyncio.wait({task}, timeout=0.05)
+    for _ in range(3):
+        peers.writer.gate.release()
+    await task
+    assert request.status == 200
+
+
 async def test_over_the_most_requests_in_progress_the_next_is_refused_at_once(peers: FakePeers) -> None:
     """In the path's dialect; a place is free again when a request ends; health, metrics and status take none."""
-    app = create_app(
-        GatewaySettings.model_validate({"limits": {"max_concurrent_requests": 2}}), peers=peers.as_peers()
-    )  # fmt: skip
+    app = create_app(GatewaySettings.model_validate({"limits": {"max_concurrent_requests": 2}}), peers=peers.as_peers())
     slow = [RawRequest("POST", "/v1/embeddings", JSON) for _ in range(2)]
     tasks = [request.start(app) for request in slow]
     for _ in range(5):
