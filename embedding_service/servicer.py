@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 import grpc.aio
 import numpy as np
@@ -21,6 +22,10 @@ from mesh.serving.calls import ServicerContext
 from mesh.version import VERSION
 
 SERVICE = pb.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
+
+_INLINE_FLOATS = 65_536
+"""More readable numbers than this are put into their message off the event loop: a million take a tenth of a second,
+and health has to answer meanwhile. Vectors as bytes are one copy."""
 
 _TRUNCATION = {
     pb.TRUNCATION_UNSPECIFIED: Truncation.END,
@@ -120,7 +125,11 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
     async def _answer(self, request: pb.EmbedRequest, deadline: Deadline, call: CallContext) -> pb.EmbedResponse:
         embedder = self._life.served
         found = await embedder.embed(_from_wire(request), deadline=deadline, priority=call.priority)
-        return _to_wire(found, model=embedder.loaded.model.name, readable=request.format == pb.VECTOR_FORMAT_FLOATS)
+        readable = request.format == pb.VECTOR_FORMAT_FLOATS
+        to_wire = partial(_to_wire, found, model=embedder.loaded.model.name, readable=readable)
+        if readable and found.vectors.size > _INLINE_FLOATS:
+            return await asyncio.to_thread(to_wire)
+        return to_wire()
 
 
 def _from_wire(request: pb.EmbedRequest) -> EmbeddingRequest:

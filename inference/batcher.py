@@ -32,7 +32,8 @@ _DEADLINE_SHARE = 0.8
 """Of the time that a request has left, which its computed wait may take: work that ends just too late is computed for
 nobody, and under overload the queue is always as long as is let in."""
 _SHORTEST_RETRY_SECONDS = 0.1
-_LONGEST_RETRY_SECONDS = 60.0
+_LONGEST_RETRY_SECONDS = 10.0
+"""Those who do not obey take places in the schedule too; a longer one would outlive the overload by far."""
 _BULK_SHARE = 0.75
 """Of the queue, so that bulk work never leaves interactive requests without room."""
 _JOIN_SECONDS = 3.0

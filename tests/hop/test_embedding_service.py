@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
+import grpc.aio
 import numpy as np
 import pytest
 
@@ -13,10 +16,23 @@ from embedding_service.embedder import Embedder
 from embedding_service.servicer import SERVICE, EmbeddingServicer
 from inference.life import ModelLife
 from inference.runner import RunnerLimits
-from inference.testing import fake_loaded_model
+from inference.testing import GatedEngine, fake_loaded_model
+from inference.tokenizing import TextTokenizer, Tokenized
+from inference.tokenizing import Truncation as Cut
 from mesh.clients.embedding import AsyncEmbeddingServiceClient, EmbedInputs, EmbedOptions, TokenInputs, Truncation
 from mesh.deadline import Deadline
-from mesh.errors import InvalidRequest, MeshError, ModelUnusable, NotFound, PayloadTooLarge, Unavailable, WrongState
+from mesh.errors import (
+    InvalidRequest,
+    MeshError,
+    ModelUnusable,
+    NotFound,
+    Overloaded,
+    PayloadTooLarge,
+    Unavailable,
+    WrongState,
+)
+from mesh.pb.embedding.v1 import embedding_pb2 as pb
+from mesh.pb.embedding.v1 import embedding_pb2_grpc
 from mesh.serving import Capability
 from mesh.testing import serve
 
@@ -141,3 +157,56 @@ async def test_an_unusable_model_says_why() -> None:
         assert "Fetch the model again" in endpoint.reason
         with pytest.raises(Unavailable):
             await client.embed(["cat"], deadline=Deadline.after(1.0))
+
+
+class CountingTokenizer:
+    """A tokenizer that counts the texts it was given."""
+
+    def __init__(self, inner: TextTokenizer) -> None:
+        self._inner = inner
+        self.texts = 0
+
+    def singles(self, texts: Sequence[str], truncation: Cut) -> Tokenized:
+        """See TextTokenizer."""
+        self.texts += len(texts)
+        return self._inner.singles(texts, truncation)
+
+
+async def test_what_a_full_queue_refuses_is_not_tokenized(tmp_path: Path) -> None:
+    """A refusal costs no work, tells when to come back, and leaves health and admitted calls alone."""
+    loaded, engine = GatedEngine.loaded(tmp_path)
+    tokenizer = CountingTokenizer(loaded.tokenizer)
+    loaded = replace(loaded, tokenizer=cast("TextTokenizer", tokenizer))
+    limits = RunnerLimits(items_per_request=50, tokens_per_request=400, queued_tokens=30, batch_tokens=3)
+    life = ModelLife(lambda: Embedder(loaded, limits), capability="embedding")
+    async with serve([capability(life)]) as running, AsyncEmbeddingServiceClient(running.target) as client:
+        await _until_answered(client)
+        engine.gate.clear()
+        admitted = [asyncio.create_task(client.embed(["cat"] * count)) for count in (1, 9)]
+        async with asyncio.timeout(5):
+            while life.served.runner.queued_tokens < 27:
+                await asyncio.sleep(0.005)
+        before = tokenizer.texts
+        refusals = await asyncio.gather(*(client.embed(["dog"] * 32) for _ in range(20)), return_exceptions=True)
+        assert tokenizer.texts == before
+        for refused in refusals:
+            assert isinstance(refused, Overloaded)
+            assert refused.retry_after is not None
+        engine.gate.set()
+        assert [found.rows for found in await asyncio.gather(*admitted)] == [1, 9]
+
+
+async def test_the_event_loop_stays_free_while_a_large_readable_answer_is_built(tmp_path: Path) -> None:
+    """Readable vectors by the thousand are right, and are not put together where health is answered."""
+    limits = replace(LIMITS, items_per_request=20_000, tokens_per_request=10**6, queued_tokens=10**6)
+    limits = replace(limits, batch_tokens=10**6)
+    life = ModelLife(lambda: Embedder(fake_loaded_model(tmp_path), limits), capability="embedding")
+    async with serve([capability(life)]) as running, AsyncEmbeddingServiceClient(running.target) as client:
+        await _until_answered(client)
+        async with grpc.aio.insecure_channel(running.target) as channel:
+            stub: Any = embedding_pb2_grpc.EmbeddingServiceStub(channel)
+            request = pb.EmbedRequest(texts=["cat", "dog"] * 5_000, format=pb.VECTOR_FORMAT_FLOATS)
+            reply = await stub.Embed(request, timeout=20)
+    assert len(reply.readable_vectors) == 10_000
+    assert list(reply.readable_vectors[0].values) == list(reply.readable_vectors[2].values)
+    assert list(reply.readable_vectors[0].values) != list(reply.readable_vectors[1].values)
