@@ -1,0 +1,88 @@
+"""The LLM worker over an engine that writes what it is told: a process for tests that kill one while it writes.
+
+Servicer, writer, admission and life cycle are the real ones; ``LLM_…`` variables configure it. The last message, or the
+prompt, says what is written: ``COUNT SECONDS [FIRST]`` for so many numbered pieces ("0 ", "1 ", …), so many seconds
+before each, and so many before the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator
+
+from llm_service.engines import Served
+from llm_service.generation import Accepted, Ended, EngineEvent, FinishReason, Generation, Piece, Usage
+from llm_service.servicer import SERVICE, LlmServicer
+from llm_service.settings import LlmSettings
+from llm_service.writer import Writer
+from mesh.errors import MeshError
+from mesh.serving import Capability, run
+
+
+class CountingEngine:
+    """Counts aloud."""
+
+    name = "counting"
+    concurrency = 32
+
+    async def start(self) -> Served:
+        """Serves at once."""
+        return Served(name="counting", source="path", context_tokens=4096, description="Counts aloud.")
+
+    async def prepare(self, request: Generation) -> Generation:
+        """Takes any request as it is."""
+        return request
+
+    async def generate(self, request: Generation) -> AsyncGenerator[EngineEvent, None]:
+        """The numbers that the request asks for."""
+        text = request.prompt if request.prompt is not None else request.messages[-1].content
+        count, seconds, *first = map(float, text.split())
+        if first:
+            await asyncio.sleep(first[0])
+        yield Accepted()
+        for number in range(int(count)):
+            await asyncio.sleep(seconds)
+            yield Piece(f"{number} ")
+        yield Ended(FinishReason.STOP, Usage(3, int(count)))
+
+    async def prove(self) -> None:
+        """Needs no proof."""
+
+    def unhealthy(self) -> MeshError | None:
+        """Never."""
+        return None
+
+    def version(self) -> str:
+        """A version."""
+        return "1"
+
+    async def stop(self) -> None:
+        """Nothing to end."""
+
+
+def make_capability(settings: LlmSettings) -> Capability:
+    """The worker's one capability."""
+    writer = Writer(CountingEngine())
+    servicer = LlmServicer(
+        writer,
+        default_deadline_seconds=settings.default_deadline_seconds,
+        max_request_bytes=settings.max_message_bytes,
+    )
+    return Capability(
+        service=SERVICE,
+        register=servicer.register,
+        start=writer.start,
+        canary=writer.canary,
+        unhealthy=writer.unhealthy,
+        stop=writer.stop,
+    )
+
+
+def main() -> int:
+    """Serve until told to end; returns the exit code."""
+    return run("llm", LlmSettings, lambda settings: [make_capability(settings)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,376 @@
+"""Workers that are killed, without a word: what callers of the gateway see of it, and how soon it is over."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.chaos.bars import FULL, Bars, Measured
+from tests.chaos.processes import EMBEDDING, LLM, REAL_EMBEDDING, Replica, gateway_before, replicas
+from tests.chaos.stand import hop_status, running_gateway, until_serving
+from tests.chaos.traffic import Traffic, failed, p99, slowest, traffic, wrong
+
+pytestmark = pytest.mark.chaos
+
+LANES = 16
+CALLS = 5_000
+LONGEST_RUN_SECONDS = 60.0
+REAL_SECONDS = 6.0
+DOWN_SECONDS = 600.0 if FULL else 20.0
+SAME_COSINE = 0.999
+"""A batch's other texts change the last bits of a vector."""
+
+
+# -- one of two -------------------------------------------------------------------------------------------------------
+
+
+async def test_the_death_of_one_of_two_fails_no_call(measured: Measured) -> None:
+    """Thousands of calls around a kill -9 and a restart, and each has its right answer."""
+    bars = Bars("one of two killed", measured)
+    async with replicas(EMBEDDING, 2) as two, gateway_before(two) as gateway:
+        async with gateway.client() as http, traffic(http, lanes=LANES) as seen:
+            await _until_calls(seen, CALLS // 4)
+            killed_at = time.monotonic()
+            await two[0].kill()
+            await _until_calls(seen, CALLS // 2)
+            await two[0].begin()
+            serving_at = await two[0].says_serving()
+            back_at = await _computing(two[0])
+            await _until_calls(seen, CALLS)
+        async with gateway.client() as http:
+            status = await hop_status(http, "embedding")
+        share = await _share_of(two[0], two)
+    seconds = seen.replies[-1].ended - seen.replies[0].began
+    bars.tell("calls", len(seen.replies), "")
+    bars.tell("calls a second", len(seen.replies) / seconds, "1/s")
+    bars.tell("sent again elsewhere", status["retries"], "")
+    bars.tell("p99", p99(seen.replies) * 1000, "ms")
+    bars.at_most("slowest after the kill", slowest(seen.begun(killed_at - 1.0)) * 1000, "ms", promise=1000, noisy=2000)
+    bars.at_most("takes load after it serves", back_at - serving_at, "s", promise=1.0, noisy=1.5)
+    bars.at_least("share of the one that came back in all that the two computed", share, "", promise=0.1)
+    bars.at_most("failed", len(failed(seen.replies)), "", promise=0)
+    bars.at_most("wrong answers", len(wrong(seen.replies)), "", promise=0)
+    bars.hold()
+
+
+async def test_the_death_of_one_of_two_real_models_fails_no_call(measured: Measured) -> None:
+    """The same with the model that ships: what fails over is computed as well by the other one."""
+    bars = Bars("one of two real models killed", measured)
+    async with replicas(REAL_EMBEDDING, 2) as two, gateway_before(two) as gateway:
+        async with gateway.client() as http, asking(http, LANES) as asked:
+            await asyncio.sleep(REAL_SECONDS / 3)
+            await two[0].kill()
+            await asyncio.sleep(REAL_SECONDS / 3)
+            await two[0].begin()
+            await two[0].says_serving()
+            await _computing(two[0])
+            await asyncio.sleep(REAL_SECONDS / 3)
+    bars.tell("calls", len(asked.cosines) + len(asked.failures), "")
+    bars.at_least("least like the answer before", min(asked.cosines), "", promise=SAME_COSINE)
+    bars.at_most("failed", len(asked.failures), "", promise=0)
+    bars.hold()
+
+
+@dataclass(slots=True)
+class Asked:
+    """What became of calls to a real model.
+
+    Attributes:
+        cosines: between each answer and the one that was given while all was well.
+        failures: answers of those that were not served.
+    """
+
+    cosines: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def asking(http: httpx.AsyncClient, lanes: int) -> AsyncIterator[Asked]:
+    """Embed sentences in so many loops until the block is left."""
+    sentences = ("The worker died.", "Bread is baked.", "A long way home, and no light on it.", "Who is there?")
+    expected = [(await _embed(http, text)).json()["data"][0]["embedding"] for text in sentences]
+    asked = Asked()
+    numbers = itertools.count()
+    over = asyncio.Event()
+
+    async def lane() -> None:
+        while not over.is_set():
+            number = next(numbers) % len(sentences)
+            answer = await _embed(http, sentences[number])
+            if answer.is_success:
+                asked.cosines.append(_cosine(answer.json()["data"][0]["embedding"], expected[number]))
+            else:
+                asked.failures.append(answer.text)
+
+    async with asyncio.TaskGroup() as running:
+        for _ in range(lanes):
+            running.create_task(lane())
+        try:
+            yield asked
+        finally:
+            over.set()
+
+
+async def _embed(http: httpx.AsyncClient, text: str) -> httpx.Response:
+    return await http.post("/v1/embeddings", json={"model": "", "input": text})
+
+
+def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    return float(np.dot(one, other) / (np.linalg.norm(one) * np.linalg.norm(other)))
+
+
+async def _until_calls(seen: Traffic, count: int) -> None:
+    async with asyncio.timeout(LONGEST_RUN_SECONDS):
+        while len(seen.replies) < count:
+            await asyncio.sleep(0.01)
+
+
+async def _computing(replica: Replica) -> float:
+    """The moment at which a replica has computed something by its own account."""
+    async with asyncio.timeout(LONGEST_RUN_SECONDS):
+        while not await replica.computed():
+            await asyncio.sleep(0.02)
+    return time.monotonic()
+
+
+async def _share_of(one: Replica, all_of_them: Sequence[Replica]) -> float:
+    return await one.computed() / sum([await each.computed() for each in all_of_them])
+
+
+# -- the only one -----------------------------------------------------------------------------------------------------
+
+
+async def test_calls_to_a_dead_worker_are_refused_at_once_and_typed(measured: Measured) -> None:
+    """503 in less than 100 ms with a time to come back, and the status says why."""
+    bars = Bars("the only one killed", measured)
+    async with replicas(EMBEDDING, 1) as (only,), gateway_before([only]) as gateway, gateway.client() as http:
+        async with traffic(http, lanes=LANES) as seen:
+            await asyncio.sleep(0.5)
+            await only.kill()
+            await asyncio.sleep(0.5)
+        refusals = [await _refused(http) for _ in range(200)]
+        status = await hop_status(http, "embedding")
+    seconds = sorted(refusals)
+    bars.at_most("wrong answers or untyped errors around the kill", len(wrong(seen.replies)), "", promise=0)
+    bars.at_most("calls around the kill, slowest", slowest(seen.replies) * 1000, "ms", promise=500, noisy=1000)
+    bars.tell("refusal, p50", seconds[len(seconds) // 2] * 1000, "ms")
+    bars.at_most("refusal, p99", seconds[-2] * 1000, "ms", promise=100)
+    bars.at_most("refusal, slowest", seconds[-1] * 1000, "ms", promise=100, noisy=250)
+    bars.hold()
+    assert not status["serving"]
+    assert status["breaker"]["state"] == "open"
+    assert status["breaker"]["cause"] in ("consecutive_failures", "failure_rate", "probe_failed")
+    assert status["endpoints"][0]["health"] == "UNREACHABLE"
+
+
+async def _refused(http: httpx.AsyncClient) -> float:
+    """One refusal, checked; how long it took."""
+    began = time.monotonic()
+    answer = await _embed(http, "a red cat")
+    seconds = time.monotonic() - began
+    assert answer.status_code == httpx.codes.SERVICE_UNAVAILABLE, answer.text
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.json()["error"]["code"] in ("circuit_open", "no_endpoint", "connection_lost")
+    return seconds
+
+
+async def test_a_worker_that_is_back_is_used_within_a_second(measured: Measured) -> None:
+    """Killed and started three times under load: each time the gateway serves within a second of the worker."""
+    bars = Bars("the only one is back", measured)
+    async with replicas(EMBEDDING, 1) as (only,), gateway_before([only]) as gateway, gateway.client() as http:
+        for number in range(3):
+            async with traffic(http) as seen:
+                await asyncio.sleep(0.5)
+                await only.kill()
+                await asyncio.sleep(1.0 + number)
+                delay = await _first_served(only, seen)
+            bars.at_most(f"first answer after it serves, {number + 1}", delay, "s", promise=1.0, noisy=1.5)
+            bars.at_most("wrong answers or untyped errors", len(wrong(seen.replies)), "", promise=0)
+    bars.hold()
+
+
+@pytest.mark.slow
+async def test_a_worker_that_was_long_away_is_used_within_a_second(measured: Measured) -> None:
+    """However long it was down, and with traffic all the time: no back-off has grown beyond a second."""
+    bars = Bars(f"back after {DOWN_SECONDS:.0f} s", measured)
+    async with replicas(EMBEDDING, 1) as (only,), gateway_before([only]) as gateway, gateway.client() as http:
+        async with traffic(http, lanes=2) as seen:
+            await only.kill()
+            await asyncio.sleep(DOWN_SECONDS)
+            delay = await _first_served(only, seen)
+    bars.at_most("first answer after it serves", delay, "s", promise=1.0, noisy=1.5)
+    bars.at_most("wrong answers or untyped errors", len(wrong(seen.replies)), "", promise=0)
+    bars.hold()
+
+
+async def test_a_worker_that_was_down_at_the_gateways_start_is_used_within_a_second(measured: Measured) -> None:
+    """The gateway starts without it, says so typed, and needs nothing but the worker."""
+    bars = Bars("down at the start", measured)
+    async with replicas(EMBEDDING, 1, serving=False) as (only,), running_gateway({"embedding": only.target}) as gateway:
+        async with gateway.client() as http:
+            await asyncio.sleep(2.0)
+            bars.at_most("refusal", await _refused(http) * 1000, "ms", promise=100, noisy=250)
+            await only.begin()
+            served = asyncio.create_task(_until_served(http))
+            serving_at = await only.says_serving()
+            delay = await served - serving_at
+    bars.at_most("first answer after it serves", delay, "s", promise=1.0, noisy=1.5)
+    bars.hold()
+
+
+async def _first_served(only: Replica, seen: Traffic) -> float:
+    """Start it, and tell how long after it served the first answer came."""
+    await only.begin()
+    serving_at = await only.says_serving()
+    await asyncio.sleep(2.0)
+    assert failed(seen.replies), "no call met its absence, so nothing was proved"
+    began_at = max(reply.ended for reply in failed(seen.replies) if reply.began < serving_at)
+    return max(0.0, seen.first_served_after(began_at) + began_at - serving_at)
+
+
+async def _until_served(http: httpx.AsyncClient) -> float:
+    """Ask until an answer comes; the moment of it."""
+    async with asyncio.timeout(LONGEST_RUN_SECONDS):
+        while not (await _embed(http, "a red cat")).is_success:
+            await asyncio.sleep(0.01)
+    return time.monotonic()
+
+
+# -- mid-stream -------------------------------------------------------------------------------------------------------
+
+PIECES = 8
+INTERVAL_SECONDS = 0.15
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+
+
+@dataclass(slots=True)
+class Stream:
+    """What came of a stream of events.
+
+    Attributes:
+        status: of HTTP.
+        pieces: the numbers that were written, in order.
+        last_at: when the last one came.
+        error: the error that ended it; empty where none did.
+        done: whether it said that it is whole.
+        over_at: when it ended.
+    """
+
+    status: int = 0
+    pieces: list[int] = field(default_factory=list)
+    last_at: float = 0.0
+    error: dict[str, Any] = field(default_factory=dict)
+    done: bool = False
+    over_at: float = 0.0
+
+    def hear(self, line: str, path: str) -> None:
+        """Take a line of the stream."""
+        if not line.startswith("data: "):
+            return
+        if line == "data: [DONE]":
+            self.done = True
+            return
+        assert not self.error, f"something came after the error: {line}"
+        event = json.loads(line.removeprefix("data: "))
+        self.error = event.get("error") or {}
+        if self.error:
+            return
+        choice = event["choices"][0]
+        text = choice["text"] if path == COMPLETIONS else choice["delta"].get("content", "")
+        if text:
+            self.pieces.append(int(text))
+            self.last_at = time.monotonic()
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+async def test_a_stream_whose_worker_dies_ends_typed_behind_its_last_word(measured: Measured, path: str) -> None:
+    """After the first piece, in the middle, before the last: an error event at once, no [DONE], nothing doubled."""
+    bars = Bars(f"killed while it writes, {path}", measured)
+    async with replicas(LLM, 1) as (only,), gateway_before([only], "llm") as gateway, gateway.client() as http:
+        for after in (0, 1, PIECES // 2, PIECES - 1):
+            stream, killed_at = await _killed_after(http, path, only, after)
+            assert stream.status == httpx.codes.OK
+            assert stream.pieces == list(range(after)), "not the exact beginning of the text"
+            assert not stream.done, "a broken stream looks whole"
+            assert stream.error.get("type") == "server_error", stream.error
+            name = f"error after the kill, {after} of {PIECES} pieces written"
+            bars.at_most(name, stream.over_at - killed_at, "s", promise=1.0)
+            assert (await hop_status(http, "llm"))["in_flight"] == 0, "the stream's place was not given back"
+            await only.start()
+            await until_serving(gateway, "llm")
+        whole = await _stream(http, path, f"{PIECES} 0.01")
+        assert (whole.pieces, whole.done) == (list(range(PIECES)), True)
+    bars.hold()
+
+
+async def _killed_after(http: httpx.AsyncClient, path: str, only: Replica, after: int) -> tuple[Stream, float]:
+    """A stream whose worker dies when so many pieces are there; and when it died."""
+    stream = Stream()
+    reading = asyncio.create_task(_stream(http, path, f"{PIECES} {INTERVAL_SECONDS}", stream))
+    async with asyncio.timeout(LONGEST_RUN_SECONDS):
+        while not stream.status or len(stream.pieces) < after:
+            await asyncio.sleep(0.002)
+    killed_at = time.monotonic()
+    await only.kill()
+    async with asyncio.timeout(LONGEST_RUN_SECONDS):
+        await reading
+    return stream, killed_at
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+async def test_a_worker_that_dies_before_it_wrote_anything_is_told_as_a_status(measured: Measured, path: str) -> None:
+    """503 instead of a stream; a text is not begun a second time where nobody knows how far the first one came."""
+    bars = Bars(f"killed before the first word, {path}", measured)
+    async with replicas(LLM, 2) as two, gateway_before(two, "llm") as gateway, gateway.client() as http:
+        reading = asyncio.create_task(_stream(http, path, f"{PIECES} 0.01 30"))
+        writing = await _with_a_call(http, two)
+        killed_at = time.monotonic()
+        await writing.kill()
+        async with asyncio.timeout(LONGEST_RUN_SECONDS):
+            stream = await reading
+        assert stream.status == httpx.codes.SERVICE_UNAVAILABLE
+        assert stream.error.get("code") == "connection_lost", stream.error
+        bars.at_most("refusal after the kill", stream.over_at - killed_at, "s", promise=1.0)
+        assert (await hop_status(http, "llm"))["in_flight"] == 0
+        whole = await _stream(http, path, f"{PIECES} 0.01")
+        assert (whole.pieces, whole.done) == (list(range(PIECES)), True), "the other one writes"
+    bars.hold()
+
+
+async def _with_a_call(http: httpx.AsyncClient, two: Sequence[Replica]) -> Replica:
+    """The one that has a call in flight."""
+    async with asyncio.timeout(LONGEST_RUN_SECONDS):
+        while True:
+            for each in (await hop_status(http, "llm"))["endpoints"]:
+                if each["in_flight"]:
+                    return next(one for one in two if one.target == each["address"])
+            await asyncio.sleep(0.05)
+
+
+async def _stream(http: httpx.AsyncClient, path: str, text: str, stream: Stream | None = None) -> Stream:
+    stream = stream or Stream()
+    given: dict[str, Any] = {"prompt": text} if path == COMPLETIONS else {"messages": [_user(text)]}
+    async with http.stream("POST", path, json={"model": "", "stream": True, "max_tokens": 64, **given}) as answer:
+        stream.status = answer.status_code
+        if not answer.is_success:
+            stream.error = json.loads(await answer.aread())["error"]
+        else:
+            async for line in answer.aiter_lines():
+                stream.hear(line, path)
+    stream.over_at = time.monotonic()
+    return stream
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
