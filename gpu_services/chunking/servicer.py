@@ -60,6 +60,7 @@ class ChunkingServicer(chunking_pb2_grpc.ChunkingServiceServicer):
             tokenizer=header.tokenizer,
         )
         async with self._service.admitted(wanted, *self._caller(context)) as job:
+            await _say_admitted(context)
             await _upload(job, request_iterator, context)
             async with aclosing(job.answers()) as answers:
                 async for answer in answers:
@@ -78,6 +79,7 @@ class ChunkingServicer(chunking_pb2_grpc.ChunkingServiceServicer):
             convert_only=True,
         )
         async with self._service.admitted(wanted, *self._caller(context)) as job:
+            await _say_admitted(context)
             await _upload(job, request_iterator, context)
             async with aclosing(job.answers()) as answers:
                 done = [answer async for answer in answers if isinstance(answer, Done)]
@@ -120,6 +122,15 @@ async def _header_of(frames: AsyncIterator[Request]) -> Request:
             return frame
         break
     raise InvalidRequest("The first frame must be the document's header.", param="header")
+
+
+async def _say_admitted(context: ServicerContext) -> None:
+    """Send the response's headers before the document is here: a client may wait for them, and upload nothing in vain.
+
+    A refusal reaches a client that waits for sure. One that is still sending may lose it: gRPC then fails the sending
+    first, as INTERNAL.
+    """
+    await context.send_initial_metadata(())
 
 
 async def _upload(

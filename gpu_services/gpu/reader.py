@@ -42,8 +42,12 @@ class GpuReader:
         await asyncio.shield(self._reading)
 
     async def canary(self) -> None:
-        """Read once more; raise Unavailable where the driver hangs."""
-        await self.read()
+        """Read once more. A driver that hangs is told by ``unhealthy``, and is no failure for a restart to mend."""
+        try:
+            await self.read()
+        except Unavailable:
+            if self.unhealthy() is None:
+                raise
 
     async def stop(self) -> None:
         """Let go of the driver, unless it hangs."""
