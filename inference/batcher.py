@@ -18,11 +18,11 @@ from inference.admission import AdmissionQueue, Batched, BatchTimings, Entry, R,
 from inference.engines import DeviceOutOfMemory
 from inference.metrics import BatchMetrics
 from inference.pace import Computed, Pace
-from inference.recovery import Recovery
+from inference.recovery import Recovery, failure_of
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
-from mesh.errors import DeadlineExceeded, GpuOutOfMemory, Internal, MeshError, Overloaded, Unavailable
+from mesh.errors import DeadlineExceeded, Internal, MeshError, Overloaded, Unavailable
 from mesh.resilience.returning import ReturnSchedule
 from mesh.telemetry import fields, get_logger
 
@@ -92,6 +92,7 @@ class Batcher(Generic[W, R]):
         )
         self._reserved_tokens: dict[Priority, int] = dict.fromkeys(Priority, 0)
         self._running_tokens = 0
+        self._allowance_seconds = 0.0
         self._backlogged = False
         self._failures = 0
         self._last_progress = clock()
@@ -168,9 +169,13 @@ class Batcher(Generic[W, R]):
         return ticket.answer()
 
     def progress(self) -> float:
-        """Seconds for which admitted work has waited without a batch beginning or ending; 0.0 when idle."""
+        """Seconds for which admitted work has waited without a batch beginning or ending; 0.0 when idle.
+
+        What one long item may take, which cannot be cut, is left out.
+        """
         with self._changed:
-            return max(0.0, self._clock() - self._last_progress) if self._busy() else 0.0
+            waited = self._clock() - self._last_progress - self._allowance_seconds
+            return max(0.0, waited) if self._busy() else 0.0
 
     def failures(self) -> int:
         """How many batches the engine failed since it last computed one; 0 when all is well."""
@@ -290,6 +295,7 @@ class Batcher(Generic[W, R]):
         now = self._clock()
         self._last_progress = now
         self._running_tokens = sum(entry.tokens for entry in batch)
+        self._allowance_seconds = self._pace.allowance_seconds(batch)
         self._backlogged = len(self._queue) > 0
         self._metrics.queued(self._queue.tokens)
         for entry in batch:
@@ -301,6 +307,7 @@ class Batcher(Generic[W, R]):
         with self._changed:
             self._last_progress = self._clock()
             self._running_tokens = 0
+            self._allowance_seconds = 0.0
 
     def _compute(self, batch: list[Entry[W, R]]) -> None:
         started = self._clock()
@@ -324,7 +331,7 @@ class Batcher(Generic[W, R]):
             given_up = self._recovery.failed(batch, out_of_memory=out_of_memory)
         if given_up:
             log.error("a batch failed", exc_info=error, extra=fields(capability=self._capability, items=len(given_up)))
-            failure = _failure_of(error, futile=self._recovery.futile)
+            failure = failure_of(error, futile=self._recovery.futile)
             self._fail(given_up, failure)
         else:
             self._metrics.split(out_of_memory=out_of_memory)
@@ -381,17 +388,6 @@ class Batcher(Generic[W, R]):
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _failure_of(error: Exception, *, futile: bool) -> MeshError:
-    """What the callers are told whose batch failed."""
-    if isinstance(error, MeshError):
-        return error
-    if isinstance(error, DeviceOutOfMemory):
-        return GpuOutOfMemory("One input alone does not fit the device's memory; send a shorter one.")
-    if futile:
-        return Unavailable("The engine fails; another worker may answer.", reason="ENGINE_FAILING", retry_after=1.0)
-    return Internal("The engine failed on this request; the worker's log has the traceback.")
 
 
 def _too_late() -> DeadlineExceeded:

@@ -18,6 +18,8 @@ its end. A device that is faster than its largest batch never notices."""
 INTERACTIVE_WINDOW_SECONDS = 10.0
 """After an interactive request, bulk batches stay short for so long: the next one may come at any moment."""
 
+_LONGEST_ALLOWANCE_SECONDS = 60.0
+
 _SHORTEST_BULK_SECONDS = 0.005
 """Shorter bulk batches would gain interactive requests less than the hop itself costs them."""
 
@@ -78,6 +80,14 @@ class Pace:
     def seconds(self, tokens: float) -> float:
         """How long the engine takes for ``tokens``; 0.0 while its speed is unknown."""
         return tokens / self.tokens_per_second if self.tokens_per_second else 0.0
+
+    def allowance_seconds(self, batch: Sequence[Entry[Any, Any]]) -> float:
+        """How much longer than others this batch may take before the engine counts as stuck.
+
+        0 unless it is one long item, which cannot be cut.
+        """
+        expected = self.seconds(batch[0].tokens) if len(batch) == 1 else 0.0
+        return min(_LONGEST_ALLOWANCE_SECONDS, 2 * expected) if expected > LONGEST_BATCH_SECONDS else 0.0
 
     def arrived(self, priority: Priority) -> None:
         """A request was admitted."""

@@ -6,6 +6,8 @@ from collections import deque
 from typing import Generic
 
 from inference.admission import Entry, R, W
+from inference.engines import DeviceOutOfMemory
+from mesh.errors import GpuOutOfMemory, Internal, MeshError, Unavailable
 
 FUTILE_PARTS = 16
 """After so many failed parts without a success between them no single request is at fault but the engine. One request
@@ -85,3 +87,14 @@ def _halved_by_requests(batch: list[Entry[W, R]]) -> list[list[Entry[W, R]]]:
     middle = len(requests) // 2
     halves = (requests[:middle], requests[middle:])
     return [[entry for request in half for entry in request] for half in halves] if middle else []
+
+
+def failure_of(error: Exception, *, futile: bool) -> MeshError:
+    """What the callers are told whose batch failed."""
+    if isinstance(error, MeshError):
+        return error
+    if isinstance(error, DeviceOutOfMemory):
+        return GpuOutOfMemory("One input alone does not fit the device's memory; send a shorter one.")
+    if futile:
+        return Unavailable("The engine fails; another worker may answer.", reason="ENGINE_FAILING", retry_after=1.0)
+    return Internal("The engine failed on this request; the worker's log has the traceback.")

@@ -44,15 +44,16 @@ class ModelWorkerSettings(WorkerSettings):
         0, ge=0, description="Token budget of one batch, padding included; 0 means what the engine was fastest with."
     )
 
-    # An engine that hangs is found within 10 s: at work by the first, idle by the sum of the second and the third.
+    # An engine that hangs is found within 10 s also on a busy machine: at work by the first, idle by the sum of the
+    # second and the third.
     watchdog_seconds: float = Field(
-        8.0,
+        7.0,
         gt=0,
         le=3600,
         description="An engine without progress for longer than this is given up: the process exits.",
     )
     canary_interval_seconds: float = Field(
-        5.0, gt=0, le=3600, description="An idle capability proves itself by one real inference this often."
+        4.0, gt=0, le=3600, description="An idle capability proves itself by one real inference this often."
     )
     canary_seconds: float = Field(
         4.0,

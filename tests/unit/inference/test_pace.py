@@ -152,3 +152,11 @@ def test_small_batches_without_a_backlog_say_nothing_about_the_speed() -> None:
         run.admit([5], Priority.INTERACTIVE)
         run.compute()
     assert run.pace.tokens_per_second == 10_000
+
+
+@pytest.mark.parametrize(("lengths", "allowed"), [([8000], 16.0), ([900], 0.0), ([450, 450], 0.0), ([90_000], 60.0)])
+def test_only_one_long_item_may_take_longer(lengths: list[int], allowed: float) -> None:
+    """A text that a slow machine reads for eight seconds is no hung engine; a batch that could be cut gets no more."""
+    run = Machine(fixed_seconds=0.0, tokens_per_second=1000)
+    run.admit(lengths, Priority.INTERACTIVE)
+    assert run.pace.allowance_seconds(run.queue.take(run.pace.budgets())) == allowed
