@@ -76,7 +76,9 @@ class Admission:
         self._queue = queue
         self._clock = clock
         self._kept_free = max(1, concurrency // 4) if concurrency > 1 else 0
-        self._kept_places = (concurrency + queue) // 4 if queue else 0
+        places = concurrency + queue
+        kept_for_others = {Priority.INTERACTIVE: places // 8, Priority.BULK: places // 4} if queue else {}
+        self._places = {lane: places - kept_for_others.get(lane, 0) for lane in Priority}
         self._running = dict.fromkeys(Priority, 0)
         self._started: dict[Place, float] = {}
         self._let_in = dict.fromkeys(Priority, 0)
@@ -173,11 +175,8 @@ class Admission:
     # -- refusals -------------------------------------------------------------------------------------------------
 
     def _require_room(self, priority: Priority) -> None:
-        most = self._concurrency + self._queue
-        if priority is Priority.BULK:
-            most -= self._kept_places
         inside = sum(self._let_in.values())
-        if inside < most:
+        if inside < self._concurrency + self._queue and self._let_in[priority] < self._places[priority]:
             return
         raise Overloaded(
             f"The model is busy and {inside} requests are before this one; come back later.",

@@ -47,10 +47,9 @@ class Places:
         """Documents that may be inside."""
         return self.children + self.queued
 
-    @property
-    def bulk(self) -> int:
-        """Of them, those that bulk work may take: its uploads never leave interactive ones without room."""
-        return self.all - self.all // 4
+    def of(self, lane: Priority) -> int:
+        """Of them, those that one lane may take: uploads of neither leave the other without room."""
+        return self.all - self.all // (4 if lane is Priority.BULK else 8)
 
     @property
     def bulk_children(self) -> int:
@@ -94,7 +93,7 @@ class Queue(Generic[WaiterT]):
         if priority is Priority.INTERACTIVE:
             self._interactive_at = self._clock()
         inside = sum(self._let_in.values())
-        if inside >= (self._places.bulk if priority is Priority.BULK else self._places.all):
+        if inside >= self._places.all or self._let_in[priority] >= self._places.of(priority):
             raise Overloaded(
                 f"{inside} documents are being uploaded, converted or waiting; try again later.",
                 reason="QUEUE_FULL",

@@ -215,7 +215,7 @@ async def test_interactive_beside_a_bulk_job_waits_for_nobody(connect: Connect) 
 async def test_two_hundred_clients_that_leave_at_once_leave_nothing(connect: Connect) -> None:
     """Slots and queue are empty within a second, and the next request is answered."""
     engine = ScriptedEngine([Accepted(), Piece("one"), ScriptedEngine.HOLD], concurrency=8)
-    client = await connect(engine, queued=200)
+    client = await connect(engine, queued=300)
     asking = [asyncio.create_task(client.complete(CHAT, deadline=Deadline.after(60))) for _ in range(200)]
     async with asyncio.timeout(10):
         while _gauges() != (8, 192):

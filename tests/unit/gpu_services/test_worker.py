@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +166,27 @@ async def test_a_client_that_goes_away_ends_the_work_and_leaves_nothing(
     for _ in range(3):
         assert isinstance(await _first(client.chunk(pdf, ChunkOptions(filename="a.pdf"))), Chunk)
     await _nothing_left(running.spool)
+
+
+async def test_a_child_killed_in_the_middle_costs_its_document_alone(
+    client: AsyncChunkingServiceClient, running: Running, pdf: bytes
+) -> None:
+    """The caller hears a typed error after the last good chunk and no finish; the next document is done."""
+    seen: list[Any] = []
+
+    async def read() -> None:
+        async for event in client.chunk(pdf, ChunkOptions(filename="spec.pdf")):
+            if not seen:
+                (child,) = running.service.pool._in_use
+                os.kill(child._process.pid, signal.SIGKILL)
+            seen.append(event)
+
+    with pytest.raises(PayloadTooLarge) as caught:
+        await read()
+    assert caught.value.reason == "DOCUMENT_MEMORY"
+    assert seen
+    assert not any(isinstance(event, ChunkFinish) for event in seen)
+    assert isinstance(await _first(client.chunk(pdf, ChunkOptions(filename="a.pdf"))), Chunk)
 
 
 async def _nothing_left(spool: Path) -> None:

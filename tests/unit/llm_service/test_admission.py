@@ -229,8 +229,8 @@ async def test_bulk_leaves_a_slot_free_while_interactive_work_is_recent() -> Non
     assert admission.running == 0
 
 
-async def test_bulk_never_takes_the_last_places() -> None:
-    """A bulk job that fills its share of the queue leaves room for interactive requests."""
+async def test_no_lane_takes_the_last_places() -> None:
+    """A bulk job that fills its share of the queue leaves room for interactive requests, and they for it."""
     admission, log = Admission(concurrency=1, queue=7), list[str]()
     visitors = [Visitor(admission, "bulk", log, Priority.BULK) for _ in range(6)]
     await settle()
@@ -239,10 +239,22 @@ async def test_bulk_never_takes_the_last_places() -> None:
             pass
     visitors += [Visitor(admission, "interactive", log) for _ in range(2)]
     await settle()
+    assert admission.waiting == 7
     for visitor in visitors:
         visitor.leave.set()
     await asyncio.gather(*(visitor.task for visitor in visitors))
     assert log.count("interactive") == 2
+    visitors = [Visitor(admission, "interactive", log) for _ in range(7)]
+    await settle()
+    with pytest.raises(Overloaded):
+        async with slot(admission, LATER):
+            pass
+    visitors.append(Visitor(admission, "one of bulk", log, Priority.BULK))
+    await settle()
+    for visitor in visitors:
+        visitor.leave.set()
+    await asyncio.gather(*(visitor.task for visitor in visitors))
+    assert "one of bulk" in log
 
 
 async def test_a_refusal_comes_before_any_work() -> None:
@@ -260,7 +272,7 @@ async def test_a_refusal_comes_before_any_work() -> None:
 
 async def test_two_hundred_who_leave_at_once_leave_nothing_behind() -> None:
     """A storm of cancels empties queue and slots within one turn of the loop for each."""
-    admission, log = Admission(concurrency=4, queue=200), list[str]()
+    admission, log = Admission(concurrency=4, queue=300), list[str]()
     visitors = [Visitor(admission, str(number), log) for number in range(200)]
     await settle()
     assert (admission.running, admission.waiting) == (4, 196)
