@@ -267,7 +267,8 @@ class Generator:
         )
         if request.lane:
             if retry_after_ms or status < 0:
-                heapq.heappush(self._pauses, (now + (retry_after_ms or _AFTER_FAILURE_MS) / 1000, request.phase))
+                told = retry_after_ms if self._plan.phases[request.phase].obeys else 0.0
+                heapq.heappush(self._pauses, (now + (told or _AFTER_FAILURE_MS) / 1000, request.phase))
             else:
                 self._next_of_lane(request.phase)
 

@@ -32,6 +32,7 @@ class Phase:
         rate: requests a second that become due, at random (Poisson) unless ``even``.
         concurrency: lanes, each of which sends as soon as it has its answer, or when it was told to come back.
         most: a closed phase's last request; 0 means no such.
+        obeys: whether a closed phase's lane that is refused waits as long as it was told, and not just a moment.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Phase:
     even: bool = False
     concurrency: int = 0
     most: int = 0
+    obeys: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
