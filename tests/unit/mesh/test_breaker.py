@@ -176,6 +176,31 @@ def test_the_back_off_grows_with_jitter_and_never_beyond_the_timeout() -> None:
     assert len(set(waits)) > 30
 
 
+def test_a_recovery_makes_the_back_off_short_again() -> None:
+    """How often probes failed in the last outage says nothing about the next one."""
+    clock = FakeClock()
+    breaker = opened(clock, timeout=60, first_open_seconds=1)
+    for _ in range(5):
+        clock.advance(60)
+        fail(breaker)
+    clock.advance(60)
+    succeed(breaker)
+    fail(breaker)
+    wait = breaker.snapshot().retry_after
+    assert wait is not None
+    assert wait <= 1.0
+
+
+@pytest.mark.parametrize("neutral", [Overloaded("busy"), DeadlineExceeded("late"), asyncio.CancelledError()])
+def test_a_neutral_outcome_between_failures_leaves_them_in_a_row(neutral: BaseException) -> None:
+    """It is no success either."""
+    breaker = make(FakeClock(), failure_threshold=2)
+    fail(breaker)
+    fail(breaker, neutral)
+    fail(breaker)
+    assert breaker.snapshot().state is BreakerState.OPEN
+
+
 @pytest.mark.parametrize(
     "outcome", [asyncio.CancelledError(), DeadlineExceeded("late"), Overloaded("busy"), InvalidRequest("bad"),
                 ValueError("our bug")], ids=lambda error: type(error).__name__,
