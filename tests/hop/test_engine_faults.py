@@ -117,7 +117,7 @@ async def test_a_batch_that_never_ends_is_found_within_ten_seconds_and_the_proce
         worker.fault("hang")
         stuck = asyncio.create_task(worker.embed())
         assert await worker.seconds_until(serving=False) <= 10.0
-        with pytest.raises(grpc.aio.AioRpcError, match="no progress|did not answer its canary"):
+        with pytest.raises(grpc.aio.AioRpcError, match=r"no progress|did not answer its canary"):
             await worker.embed()
         assert await worker.exit_code() == STUCK
         with pytest.raises(grpc.aio.AioRpcError) as lost:
