@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ UNKNOWN = "UNKNOWN"
 _JUST_LOST_SECONDS = 0.5
 """After its connection is gone, an endpoint is still tried for so long where no other is left: perhaps only the
 connection was cut."""
+_JUST_DRAINING_SECONDS = 1.0
+"""A worker that begins to drain goes on to take calls for a moment. Where the next one is not there yet, it gets them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class Endpoint:
         self.failure: MeshError | None = None
         self._hop = hop
         self._ejected = False
+        self._served_until = -math.inf
         self._health = EndpointHealth(
             written, since=time.monotonic(), address=address.removeprefix("ipv4:").removeprefix("ipv6:")
         )
@@ -96,8 +100,10 @@ class Endpoint:
             return (1 if now < self.busy_until else 0, self.in_flight)
         if health.health == UNKNOWN:
             return (3, self.in_flight)
-        if health.health == UNREACHABLE and now - health.since < _JUST_LOST_SECONDS:
+        if health.health == NOT_SERVING and now - self._served_until < _JUST_DRAINING_SECONDS:
             return (4, self.in_flight)
+        if health.health == UNREACHABLE and now - self._served_until < _JUST_LOST_SECONDS:
+            return (5, self.in_flight)
         return None
 
     def permit(self) -> AbstractContextManager[Permit | None]:
@@ -138,6 +144,8 @@ class Endpoint:
         before = self._health
         now = time.monotonic()
         changed = before.health != health
+        if changed and before.health == SERVING:
+            self._served_until = now
         reason = detail or (failure.message if failure else "")
         self.failure = failure
         self._health = replace(

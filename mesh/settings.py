@@ -99,7 +99,7 @@ class WorkerSettings(MeshSettings):
     metrics_port: int = Field(0, ge=0, le=65535, description="Port of the Prometheus endpoint; 0 turns it off.")
     reflection: bool = Field(True, description="Offer gRPC reflection, so that grpcurl can list and call methods.")
     drain_notice_seconds: float = Field(
-        0.5, ge=0, le=60, description="Time between saying NOT_SERVING and refusing new calls, so that clients see it."
+        1.0, ge=0, le=60, description="Time between saying NOT_SERVING and refusing new calls, so that clients see it."
     )
     drain_grace_seconds: float = Field(
         10.0, ge=0, le=3600, description="Time that admitted calls get to finish after SIGTERM."

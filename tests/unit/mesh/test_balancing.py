@@ -188,13 +188,12 @@ def test_another_attempt_goes_elsewhere_or_nowhere() -> None:
     assert not made.has_another([one])
 
 
-def test_nobody_serving_is_told_with_the_workers_own_reason(clock: FakeClock) -> None:
+def test_nobody_serving_is_told_with_the_workers_own_reason() -> None:
     """A typed reason beats 'cannot be reached'."""
     made = balancer("127.0.0.1:1", "127.0.0.1:2")
     one, two = made.endpoints
     one.heard(UNREACHABLE, Unavailable("gone"))
     two.heard(UNREACHABLE, Unavailable("gone"))
-    clock.advance(1.0)
     with pytest.raises(Unavailable, match="cannot be reached") as caught:
         chosen(made)
     assert (caught.value.reason, caught.value.retry_after) == ("NO_ENDPOINT", 1.0)
@@ -210,6 +209,22 @@ def test_one_just_lost_is_tried_where_none_is_left(clock: FakeClock) -> None:
     only.heard(UNREACHABLE, Unavailable("cut"))
     assert chosen(made) is only
     clock.advance(1.0)
+    with pytest.raises(Unavailable):
+        chosen(made)
+
+
+def test_one_that_begins_to_drain_takes_calls_until_the_next_is_there(clock: FakeClock) -> None:
+    """It says so before it refuses: for that moment it is better than nobody. One that is starting is not."""
+    made = balancer("127.0.0.1:1", "127.0.0.1:2")
+    old, new = made.endpoints
+    old.heard(SERVING)
+    new.heard(NOT_SERVING, Unavailable("starting"))
+    old.heard(NOT_SERVING, Unavailable("draining"))
+    assert {chosen(made) for _ in range(4)} == {old}
+    new.heard(SERVING)
+    assert {chosen(made) for _ in range(4)} == {new}
+    new.heard(UNREACHABLE, Unavailable("gone"))
+    clock.advance(1.1)
     with pytest.raises(Unavailable):
         chosen(made)
 
