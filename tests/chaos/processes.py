@@ -58,6 +58,9 @@ REAL_EMBEDDING = Program("embedding", "embedding.v1.EmbeddingService", ("-m", "e
 EMBEDDING = Program("embedding", "embedding.v1.EmbeddingService", ("-m", "embedding_service.testing"))
 LLM = Program("llm", "llm.v1.LlmService", (str(CHECKOUT / "tests/chaos/llm_worker.py"),))
 
+BUSY = "slow:0.001"
+"""A fault that hurts nobody: batches take some milliseconds, so that what happens to a worker meets calls under way."""
+
 
 class Replica:
     """One worker at a port that stays its own, whatever is done to it.
@@ -101,7 +104,7 @@ class Replica:
             f"{prefix}METRICS_PORT": str(self._metrics_port),
             **self._variables,
         }
-        command = [layout.python("workers"), *self.program.arguments]
+        command: list[str | Path] = [layout.python("workers"), *self.program.arguments]
         self._started = await self._ends.enter_async_context(started(self.program.name, command, own))
 
     async def start(self) -> None:
