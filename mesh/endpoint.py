@@ -24,7 +24,7 @@ _JUST_LOST_SECONDS = 0.5
 """After its connection is gone, an endpoint is still tried for so long where no other is left: perhaps only the
 connection was cut."""
 _JUST_DRAINING_SECONDS = 1.0
-"""A worker that begins to drain goes on to take calls for a moment. Where the next one is not there yet, it gets them."""
+"""A worker that begins to drain takes calls for a moment more. It gets them where the next one is not there yet."""
 
 
 @dataclass(frozen=True, slots=True)
