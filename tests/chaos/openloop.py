@@ -4,9 +4,9 @@ A closed loop waits for its answers, so an overloaded server slows its own load 
 is due is sent at once on a free connection of a bounded pool, and its latency counts from the moment at which it was
 due: what the generator or a full pool added is in the figure and not hidden by it.
 
-It runs as a process of its own (``python -m tests.chaos.openloop``, a plan on standard input, a record on standard
-output), so that neither the test's loop disturbs it nor it the test's. It sends bytes that were written beforehand and
-reads of an answer what it must: status, length and Retry-After.
+It runs as a process of its own (``python -m tests.chaos.openloop PLAN RECORD``, two files of JSON), so that neither the
+test's loop disturbs it nor it the test's. It sends bytes that were written beforehand and reads of an answer what it
+must: status, length and Retry-After.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import itertools
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import cast
 
 import uvloop
@@ -293,19 +295,21 @@ async def drive(plan: Plan) -> Record:
     Raises:
         RuntimeError: the generator failed; its last words are in the message.
     """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", __name__, cwd=CHECKOUT,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        output, errors = await process.communicate(plan.to_json())
-    except BaseException:
-        process.kill()
-        await process.wait()
-        raise
-    if process.returncode:
-        raise RuntimeError(f"The load generator failed: {errors.decode(errors='replace')[-1500:]}")
-    return Record.from_json(output)
+    with tempfile.TemporaryDirectory(prefix="load-") as directory:
+        told, noted = Path(directory) / "plan.json", Path(directory) / "record.json"
+        told.write_bytes(plan.to_json())
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", __name__, told, noted, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        try:
+            _, errors = await process.communicate()
+        except BaseException:
+            process.kill()
+            await process.wait()
+            raise
+        if process.returncode:
+            raise RuntimeError(f"The load generator failed: {errors.decode(errors='replace')[-1500:]}")
+        return Record.from_json(noted.read_bytes())
 
 
 async def generate(plan: Plan) -> Record:
@@ -316,11 +320,10 @@ async def generate(plan: Plan) -> Record:
     return await Generator(plan).run()
 
 
-def main() -> None:
-    """A plan in, a record out."""
-    record = uvloop.run(generate(Plan.from_json(sys.stdin.buffer.read())))
-    sys.stdout.buffer.write(record.to_json())
+def main(plan: Path, record: Path) -> None:
+    """Run the plan in one file, and write what came of it to another."""
+    record.write_bytes(uvloop.run(generate(Plan.from_json(plan.read_bytes()))).to_json())
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

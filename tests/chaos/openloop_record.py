@@ -75,7 +75,7 @@ class Plan:
         return urlsplit(self.url).port or 80
 
     def to_json(self) -> bytes:
-        """For the generator's standard input."""
+        """For the generator's process."""
         requests = [base64.b64encode(each).decode() for each in self.requests]
         return json.dumps({**asdict(self), "requests": requests}).encode()
 
@@ -145,7 +145,7 @@ class Record:
     most_connections: int = 0
 
     def to_json(self) -> bytes:
-        """For the generator's standard output."""
+        """For the process that asked."""
         return json.dumps({name: getattr(self, name) for name in self.__slots__}).encode()
 
     @classmethod
