@@ -35,6 +35,7 @@ from mesh.deadline import Deadline
 from mesh.endpoint import Endpoint, EndpointHealth
 from mesh.errors import MeshError
 from mesh.hop_status import HopStatus, Latencies, Meter
+from mesh.outgoing import Outgoing
 from mesh.repetition import may_be_repeated, may_have_been_the_connection
 from mesh.resilience import (
     AdaptiveLimiter,
@@ -209,12 +210,19 @@ class Hop:
     async def stream(
         self, method: BalancedMethod, request: Any, *, deadline: Deadline | None = None
     ) -> AsyncIterator[Any]:
-        """One request, or an async iterable of them, and a stream of replies. Closing it cancels the call.
+        """One request, or several, and a stream of replies. Closing it cancels the call.
 
         A stream ends at the deadline alone: its attempt has no other limit, since a long answer is not a slow one.
-        Nothing is sent again after the first reply, and never a stream of requests.
+        Nothing is sent again after the first reply, nor once a stream of requests has begun.
+
+        Args:
+            method: of a stub on this hop's channel.
+            request: a message, an async iterable of messages, or an Outgoing that has a header.
+            deadline: the caller's; left out, the settings' default.
         """
         deadline = deadline or self._default_deadline()
+        if isinstance(request, AsyncIterable) and not isinstance(request, Outgoing):
+            request = Outgoing(request)
         with self._observe(method), self.limiter.slot(_priority()), self.breaker.guard() as permit:
             deadline.require()
             balancer = await self._ready(deadline)
@@ -234,7 +242,7 @@ class Hop:
                             yield reply
                         return
                 except MeshError as error:
-                    if answered or isinstance(request, AsyncIterable):
+                    if answered or (isinstance(request, Outgoing) and not request.repeatable):
                         raise
                     if not self._worth_another_attempt(method, error, tried, deadline):
                         raise
@@ -243,19 +251,18 @@ class Hop:
     async def _replies(
         self, method: BalancedMethod, request: Any, attempt: Attempt, deadline: Deadline
     ) -> AsyncIterator[Any]:
-        requests = _Requests(request) if isinstance(request, AsyncIterable) else None
+        stub = method.on(attempt.endpoint)
+        uploads = isinstance(request, Outgoing) and request.header is not None
+        send = self.transport.upload if uploads else self.transport.stream
         try:
             with self._translate(deadline):
-                stub = method.on(attempt.endpoint)
-                replies = self.transport.stream(
-                    stub, requests or request, timeout=deadline.remaining(), metadata=_metadata()
-                )
+                replies = send(stub, request, timeout=deadline.remaining(), metadata=_metadata())
                 async for reply in relay(replies):
                     yield reply
         except (MeshError, asyncio.CancelledError):
             # gRPC reports it as its own cancelling, or as an unknown error.
-            if requests is not None and requests.failure is not None:
-                raise requests.failure from None
+            if isinstance(request, Outgoing) and request.failure is not None:
+                raise request.failure from None
             raise
 
     def _worth_another_attempt(
@@ -372,22 +379,6 @@ class Hop:
             "breaker moved",
             extra=fields(hop=self.name, before=moved.before.value, after=moved.after.value, reason=moved.reason),
         )
-
-
-class _Requests:
-    """A caller's requests; keeps the error that ended them early, which gRPC would hide."""
-
-    def __init__(self, requests: AsyncIterable[Any]) -> None:
-        self._requests = requests
-        self.failure: Exception | None = None
-
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        try:
-            async for request in self._requests:
-                yield request
-        except Exception as error:
-            self.failure = error
-            raise
 
 
 def _metadata() -> tuple[tuple[str, str], ...]:

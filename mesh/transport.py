@@ -11,15 +11,18 @@ import asyncio
 import socket
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
 
 from mesh.channel import Option, address_of
+from mesh.outgoing import Outgoing
 
 T = TypeVar("T")
+ADMISSION_SECONDS = 2.0
+"""A peer that has not said after so long whether it takes an upload gets it all the same."""
 Metadata = Sequence[tuple[str, str]]
 
 
@@ -50,6 +53,9 @@ class Transport(Protocol):
 
     def stream(self, method: Any, request: Any, *, timeout: float, metadata: Metadata) -> AsyncIterator[Any]:
         """One request or an async iterable of them, many replies. Closing the iterator cancels the call."""
+
+    def upload(self, method: Any, request: Outgoing, *, timeout: float, metadata: Metadata) -> AsyncIterator[Any]:
+        """Like ``stream``, but after the header nothing is sent before the peer's initial metadata has come."""
 
     async def look_up(self, host: str, port: int) -> tuple[str, ...]:
         """The addresses of a name, as `mesh.channel.address_of` writes them. Raises OSError where it has none."""
@@ -92,6 +98,39 @@ class AioTransport:
                 yield reply
         finally:
             call.cancel()
+
+    async def upload(self, method: Any, request: Outgoing, *, timeout: float, metadata: Metadata) -> AsyncIterator[Any]:
+        """Many replies; the reading goes on beside the sending."""
+        call = method(timeout=timeout, metadata=metadata)
+        sending: asyncio.Task[None] | None = None
+        try:
+            # Where the call has failed, reading from it tells how.
+            with suppress(grpc.RpcError, asyncio.InvalidStateError):
+                await call.write(request.header)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ADMISSION_SECONDS):
+                    await call.initial_metadata()
+            if not call.done():
+                sending = asyncio.create_task(self._send(call, request))
+            while (reply := await call.read()) is not grpc.aio.EOF:
+                yield reply
+        finally:
+            call.cancel()
+            if sending is not None:
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+
+    @staticmethod
+    async def _send(call: Any, request: Outgoing) -> None:
+        try:
+            async for message in request:
+                await call.write(message)
+            await call.done_writing()
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            return  # the peer ended the call; its reader sees how
+        except Exception:
+            call.cancel()  # the caller's own error, which the request keeps
+            raise
 
     async def look_up(self, host: str, port: int) -> tuple[str, ...]:
         """The addresses of a name, by the system's resolver on a thread."""
@@ -162,6 +201,29 @@ class BlockingTransport:
             for reply in call:
                 yield reply
         finally:
+            call.cancel()
+
+    async def upload(self, method: Any, request: Outgoing, *, timeout: float, metadata: Metadata) -> AsyncIterator[Any]:
+        """Many replies; gRPC's own thread sends."""
+        admitted = threading.Event()
+        over = threading.Event()
+
+        def frames() -> Iterator[Any]:
+            yield request.header
+            admitted.wait(ADMISSION_SECONDS)
+            if not over.is_set():
+                yield from iterate(request)
+
+        call = method(frames(), timeout=timeout, metadata=metadata)
+        call.add_callback(over.set)
+        try:
+            call.initial_metadata()
+            admitted.set()
+            for reply in call:
+                yield reply
+        finally:
+            over.set()
+            admitted.set()
             call.cancel()
 
     async def look_up(self, host: str, port: int) -> tuple[str, ...]:

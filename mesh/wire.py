@@ -38,6 +38,8 @@ PUSHBACK_KEY = "grpc-retry-pushback-ms"
 CONNECTION_LOST = "CONNECTION_LOST"
 """The reason of an Unavailable that no peer sent: gRPC's core could not reach it, or lost it during the call."""
 _RECONNECT_SECONDS = 1.0
+_SENDING_FAILED = "Internal error from Core"
+"""What grpc.aio says of a call whose message could not be sent, whatever the peer has answered."""
 
 _BY_CODE = {cls.code: cls for cls in all_error_classes()}
 
@@ -148,6 +150,10 @@ def _from_status(code: grpc.StatusCode, details: str, hop: str) -> MeshError:
         # The core reports an oversized message with the code that a busy server uses; only the text tells them apart.
         cls = PayloadTooLarge
     message = _PUBLIC_MESSAGE.get(cls) or f"The service behind this request refused it ({code.name})."
+    if code is grpc.StatusCode.INTERNAL and details == _SENDING_FAILED:
+        # The peer ended the call while the request was still being sent, and its own words were lost.
+        cls, message = Unavailable, "The service ended the request while it was being sent. Try again shortly."
+        return cls(message, reason=CONNECTION_LOST, hop=hop, retry_after=_RECONNECT_SECONDS)
     if code is grpc.StatusCode.UNAVAILABLE:
         return cls(message, reason=CONNECTION_LOST, hop=hop, retry_after=_RECONNECT_SECONDS)
     reason = None if code is grpc.StatusCode[cls.grpc_status] else code.name

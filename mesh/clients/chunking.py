@@ -9,6 +9,7 @@ from typing import Any
 from mesh.clients.base import AsyncClient, SyncClient, whole_characters
 from mesh.deadline import Deadline
 from mesh.errors import Unavailable
+from mesh.outgoing import Outgoing
 from mesh.pb.chunking.v1 import chunking_pb2 as pb
 from mesh.pb.chunking.v1.chunking_pb2_grpc import ChunkingServiceStub
 from mesh.transport import as_async, relay
@@ -191,10 +192,11 @@ class AsyncChunkingServiceClient(AsyncClient):
                 tokenizer=options.tokenizer,
                 size_bytes=options.size_bytes,
             )
-        frames = _frames(pb.ChunkRequest(header=header), lambda data: pb.ChunkRequest(data=data), document)
+        frames = _frames(lambda data: pb.ChunkRequest(data=data), document)
+        upload = Outgoing(frames, header=pb.ChunkRequest(header=header))
         finish: ChunkFinish | None = None
         # Read to the end also after the finish: a stream that is left early counts as cancelled, not as answered.
-        async for reply in relay(self.hop.stream(self._stub.Chunk, frames, deadline=deadline)):
+        async for reply in relay(self.hop.stream(self._stub.Chunk, upload, deadline=deadline)):
             event = _event_from_wire(reply)
             if isinstance(event, ChunkFinish):
                 finish = event
@@ -217,9 +219,10 @@ class AsyncChunkingServiceClient(AsyncClient):
             first = pb.ConvertHeader(
                 filename=header.filename, media_type=header.media_type, size_bytes=header.size_bytes
             )
-        frames = _frames(pb.ConvertRequest(header=first), lambda data: pb.ConvertRequest(data=data), document)
+        frames = _frames(lambda data: pb.ConvertRequest(data=data), document)
+        upload = Outgoing(frames, header=pb.ConvertRequest(header=first))
         finished = False
-        async for reply in relay(self.hop.stream(self._stub.Convert, frames, deadline=deadline)):
+        async for reply in relay(self.hop.stream(self._stub.Convert, upload, deadline=deadline)):
             if reply.WhichOneof("frame") == "finish":
                 finished = True
             else:
@@ -281,11 +284,8 @@ def _readable(document: bytes | Iterable[bytes]) -> bytes | AsyncIterable[bytes]
     return document if isinstance(document, bytes) else as_async(document)
 
 
-async def _frames(
-    first: Any, frame: Callable[[bytes], Any], document: bytes | AsyncIterable[bytes]
-) -> AsyncIterator[Any]:
-    """The header, then the document in frames that fit: a piece of any size is cut, so that no message is too large."""
-    yield first
+async def _frames(frame: Callable[[bytes], Any], document: bytes | AsyncIterable[bytes]) -> AsyncIterator[Any]:
+    """The document in frames that fit: a piece of any size is cut, so that no message is too large."""
     pieces = as_async([document]) if isinstance(document, bytes) else document
     async for piece in pieces:
         for start in range(0, len(piece), FRAME_BYTES):

@@ -19,7 +19,9 @@ class Readiness:
     """The state of each capability, mirrored to grpc.health.v1: SERVING, or NOT_SERVING with a reason."""
 
     def __init__(self, services: Iterable[str]) -> None:
-        starting = Unavailable("This capability is still starting: its model is being loaded.", retry_after=2.0)
+        starting = Unavailable(
+            "This capability is still starting: its model is being loaded.", reason="STARTING", retry_after=2.0
+        )
         self._reasons: dict[str, MeshError | None] = dict.fromkeys(services, starting)
         self._draining = False
         self._closed = False

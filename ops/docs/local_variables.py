@@ -28,6 +28,8 @@ LOCAL_VARIABLES = (
         "",
         "Package index to take torch from, for example https://download.pytorch.org/whl/cpu; also --torch-index-url.",
     ),
+    Variable("MESH_CHAOS_FULL", "", "1 has scripts/chaos.sh hurt the mesh for as long as the promises speak of."),
+    Variable("MESH_CHAOS_REPORT", "", "A file to which scripts/chaos.sh writes what it measured, as JSON."),
 )
 
 LIBRARY_VARIABLES = (

@@ -1,0 +1,40 @@
+"""What a caller streams to a peer, as the hop and its transports hand it on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import Any
+
+
+class Outgoing:
+    """A caller's messages.
+
+    Args:
+        messages: all of them, or all after the header.
+        header: the first message of an upload. The peer says by its initial metadata that it takes what follows; until
+            then nothing of it is sent, so that a refusal costs nobody the upload, and another peer can be asked.
+
+    Attributes:
+        begun: whether any of ``messages`` was taken from the caller.
+        failure: what ended ``messages`` early: gRPC would hide it.
+    """
+
+    def __init__(self, messages: AsyncIterable[Any], *, header: Any = None) -> None:
+        self.header = header
+        self.begun = False
+        self.failure: Exception | None = None
+        self._messages = messages
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether another peer can still be given the whole of it."""
+        return self.header is not None and not self.begun
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        self.begun = True
+        try:
+            async for message in self._messages:
+                yield message
+        except Exception as error:
+            self.failure = error
+            raise
