@@ -8,12 +8,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
-from llm_service.service_time import ServiceTime
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, Overloaded
-from mesh.resilience.returning import ReturnSchedule
+from mesh.resilience import ReturnSchedule, ServiceTime
 
 INTERACTIVE_TURNS = 3
 """So many interactive requests go before a waiting bulk one: interactive first, and neither lane starves."""

@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from gpu_services.chunking.service_time import ServiceTime
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.errors import Overloaded
-from mesh.resilience.returning import ReturnSchedule
+from mesh.resilience import ReturnSchedule, ServiceTime
 
 INTERACTIVE_BEFORE_BULK = 4
 """With both lanes full, bulk gets every fifth child: interactive work waits little, bulk always moves."""

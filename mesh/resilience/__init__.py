@@ -19,6 +19,7 @@ from mesh.resilience.breaker import (
 from mesh.resilience.budget import RetryBudget
 from mesh.resilience.limiter import AdaptiveLimiter
 from mesh.resilience.returning import ReturnSchedule
+from mesh.resilience.service_time import ServiceTime
 
 __all__ = [
     "AdaptiveLimiter",
@@ -29,6 +30,7 @@ __all__ = [
     "Listener",
     "RetryBudget",
     "ReturnSchedule",
+    "ServiceTime",
     "Transition",
     "TripPolicy",
 ]

@@ -15,7 +15,7 @@ _ONE_IN_A_HUNDRED = 3.0
 
 
 class ServiceTime:
-    """Mean and spread of the time that one request occupies the engine.
+    """Mean and spread of the time that one request (or document, or start) occupies what does it.
 
     Args:
         guess: seconds to reckon with before the first request is done.

@@ -1,38 +1,38 @@
-"""What documents took says what the next ones will take, and how sure that is."""
+"""What requests took says what the next ones will take, and how sure that is."""
 
 from __future__ import annotations
 
 import pytest
 
-from gpu_services.chunking.service_time import ServiceTime
+from mesh.resilience import ServiceTime
 
 
 def learned(*seconds: float) -> ServiceTime:
-    """After documents that took so long."""
+    """After requests that took so long."""
     time = ServiceTime(guess=100.0)
     for each in seconds:
         time.learn(each)
     return time
 
 
-def test_the_first_document_replaces_the_guess() -> None:
+def test_the_first_request_replaces_the_guess() -> None:
     """A guess is for want of anything better."""
     assert ServiceTime(guess=100.0).mean == 100.0
     assert learned(2.0).mean == 2.0
 
 
 def test_it_follows_a_change_of_load() -> None:
-    """Old documents are forgotten."""
+    """Old requests are forgotten."""
     assert learned(*[1.0] * 500, *[5.0] * 150).mean == pytest.approx(5.0, rel=0.05)
 
 
 def test_the_more_is_known_the_less_is_added_for_safety() -> None:
-    """After one document the next may be quite different; after hundreds alike it will not be."""
+    """After one request the next may be quite different; after hundreds alike it will not be."""
     assert learned(2.0).longest(3) > 9.0
     assert 6.0 < learned(*[2.0] * 1000).longest(3) < 7.0
 
 
-def test_documents_that_differ_are_reckoned_with_their_spread() -> None:
+def test_requests_that_differ_are_reckoned_with_their_spread() -> None:
     """With the same mean, those that differ more may take longer."""
     assert learned(*[1.0, 3.0] * 100).longest(4) > learned(*[1.9, 2.1] * 100).longest(4) + 2
 
