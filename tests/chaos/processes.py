@@ -58,7 +58,7 @@ REAL_EMBEDDING = Program("embedding", "embedding.v1.EmbeddingService", ("-m", "e
 EMBEDDING = Program("embedding", "embedding.v1.EmbeddingService", ("-m", "embedding_service.testing"))
 LLM = Program("llm", "llm.v1.LlmService", (str(CHECKOUT / "tests/chaos/llm_worker.py"),))
 
-BUSY = "slow:0.001"
+BUSY = "slow:0.0005"
 """A fault that hurts nobody: batches take some milliseconds, so that what happens to a worker meets calls under way."""
 
 
@@ -221,7 +221,7 @@ async def gateway_before(
 ) -> AsyncIterator[Gateway]:
     """A gateway whose hop leads to all of them and serves, until the block is left. Raises DidNotServe."""
     targets = ",".join(each.target for each in made)
-    async with running_gateway({hop: targets}, variables) as gateway:
+    async with running_gateway({made[0].program.name: targets}, variables) as gateway:
         await until_serving(gateway, hop)
         yield gateway
 

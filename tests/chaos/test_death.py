@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
 from tests.chaos.bars import FULL, Bars, Measured
-from tests.chaos.processes import BUSY, EMBEDDING, LLM, REAL_EMBEDDING, Replica, gateway_before, replicas
-from tests.chaos.stand import hop_status, running_gateway, until_serving
+from tests.chaos.processes import BUSY, EMBEDDING, REAL_EMBEDDING, Replica, gateway_before, replicas
+from tests.chaos.stand import hop_status, running_gateway
 from tests.chaos.traffic import Traffic, failed, p99, slowest, traffic, wrong
 
 pytestmark = pytest.mark.chaos
@@ -241,138 +239,3 @@ async def _until_served(http: httpx.AsyncClient) -> float:
         while not (await _embed(http, "a red cat")).is_success:
             await asyncio.sleep(0.01)
     return time.monotonic()
-
-
-# -- mid-stream -------------------------------------------------------------------------------------------------------
-
-PIECES = 8
-INTERVAL_SECONDS = 0.15
-CHAT = "/v1/chat/completions"
-COMPLETIONS = "/v1/completions"
-
-
-@dataclass(slots=True)
-class Stream:
-    """What came of a stream of events.
-
-    Attributes:
-        status: of HTTP.
-        pieces: the numbers that were written, in order.
-        last_at: when the last one came.
-        error: the error that ended it; empty where none did.
-        done: whether it said that it is whole.
-        over_at: when it ended.
-    """
-
-    status: int = 0
-    pieces: list[int] = field(default_factory=list)
-    last_at: float = 0.0
-    error: dict[str, Any] = field(default_factory=dict)
-    done: bool = False
-    over_at: float = 0.0
-
-    def hear(self, line: str, path: str) -> None:
-        """Take a line of the stream."""
-        if not line.startswith("data: "):
-            return
-        if line == "data: [DONE]":
-            self.done = True
-            return
-        assert not self.error, f"something came after the error: {line}"
-        event = json.loads(line.removeprefix("data: "))
-        self.error = event.get("error") or {}
-        if self.error:
-            return
-        choice = event["choices"][0]
-        text = choice["text"] if path == COMPLETIONS else choice["delta"].get("content", "")
-        if text:
-            self.pieces.append(int(text))
-            self.last_at = time.monotonic()
-
-
-@pytest.mark.parametrize(("path", "begun"), [(CHAT, 0), (COMPLETIONS, 1)])
-async def test_a_stream_whose_worker_dies_ends_typed_behind_its_last_word(
-    measured: Measured, path: str, begun: int
-) -> None:
-    """As soon as it has begun, in the middle, before the last piece: an error at once, no [DONE], nothing doubled.
-
-    A chat's stream begins before its first piece; the older endpoint's with it.
-    """
-    bars = Bars(f"killed while it writes, {path}", measured)
-    async with replicas(LLM, 1) as (only,), gateway_before([only], "llm") as gateway, gateway.client() as http:
-        for after in range(begun, PIECES) if FULL else sorted({begun, 1, PIECES // 2, PIECES - 1}):
-            stream, killed_at = await _killed_after(http, path, only, after)
-            assert stream.status == httpx.codes.OK
-            assert stream.pieces == list(range(after)), "not the exact beginning of the text"
-            assert not stream.done, "a broken stream looks whole"
-            assert stream.error.get("type") == "server_error", stream.error
-            name = f"error after the kill, {after} of {PIECES} pieces written"
-            bars.at_most(name, stream.over_at - killed_at, "s", promise=1.0)
-            assert (await hop_status(http, "llm"))["in_flight"] == 0, "the stream's place was not given back"
-            await only.start()
-            await until_serving(gateway, "llm")
-        whole = await _stream(http, path, f"{PIECES} 0.01")
-        assert (whole.pieces, whole.done) == (list(range(PIECES)), True)
-    bars.hold()
-
-
-async def _killed_after(http: httpx.AsyncClient, path: str, only: Replica, after: int) -> tuple[Stream, float]:
-    """A stream whose worker dies when so many pieces are there; and when it died."""
-    stream = Stream()
-    reading = asyncio.create_task(_stream(http, path, f"{PIECES} {INTERVAL_SECONDS}", stream))
-    async with asyncio.timeout(LONGEST_RUN_SECONDS):
-        while not stream.status or len(stream.pieces) < after:
-            await asyncio.sleep(0.002)
-    killed_at = time.monotonic()
-    await only.kill()
-    async with asyncio.timeout(LONGEST_RUN_SECONDS):
-        await reading
-    return stream, killed_at
-
-
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
-async def test_a_worker_that_dies_before_it_wrote_anything_is_told_as_a_status(measured: Measured, path: str) -> None:
-    """503 instead of a stream; a text is not begun a second time where nobody knows how far the first one came."""
-    bars = Bars(f"killed before the first word, {path}", measured)
-    async with replicas(LLM, 2) as two, gateway_before(two, "llm") as gateway, gateway.client() as http:
-        reading = asyncio.create_task(_stream(http, path, f"{PIECES} 0.01 30"))
-        writing = await _with_a_call(http, two)
-        killed_at = time.monotonic()
-        await writing.kill()
-        async with asyncio.timeout(LONGEST_RUN_SECONDS):
-            stream = await reading
-        assert stream.status == httpx.codes.SERVICE_UNAVAILABLE
-        assert stream.error.get("code") == "connection_lost", stream.error
-        bars.at_most("refusal after the kill", stream.over_at - killed_at, "s", promise=1.0)
-        assert (await hop_status(http, "llm"))["in_flight"] == 0
-        whole = await _stream(http, path, f"{PIECES} 0.01")
-        assert (whole.pieces, whole.done) == (list(range(PIECES)), True), "the other one writes"
-    bars.hold()
-
-
-async def _with_a_call(http: httpx.AsyncClient, two: Sequence[Replica]) -> Replica:
-    """The one that has a call in flight."""
-    async with asyncio.timeout(LONGEST_RUN_SECONDS):
-        while True:
-            for each in (await hop_status(http, "llm"))["endpoints"]:
-                if each["in_flight"]:
-                    return next(one for one in two if one.target == each["address"])
-            await asyncio.sleep(0.05)
-
-
-async def _stream(http: httpx.AsyncClient, path: str, text: str, stream: Stream | None = None) -> Stream:
-    stream = stream or Stream()
-    given: dict[str, Any] = {"prompt": text} if path == COMPLETIONS else {"messages": [_user(text)]}
-    async with http.stream("POST", path, json={"model": "", "stream": True, "max_tokens": 64, **given}) as answer:
-        stream.status = answer.status_code
-        if not answer.is_success:
-            stream.error = json.loads(await answer.aread())["error"]
-        else:
-            async for line in answer.aiter_lines():
-                stream.hear(line, path)
-    stream.over_at = time.monotonic()
-    return stream
-
-
-def _user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
