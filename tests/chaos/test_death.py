@@ -187,7 +187,7 @@ async def test_a_worker_that_is_back_is_used_within_a_second(measured: Measured)
             async with traffic(http) as seen:
                 await asyncio.sleep(0.5)
                 await only.kill()
-                await asyncio.sleep(1.0 + number)
+                await asyncio.sleep(0.5 + number / 2)
                 delay = await _first_served(only, seen)
             bars.at_most(f"first answer after it serves, {number + 1}", delay, "s", promise=1.0, noisy=1.5)
             bars.at_most("wrong answers or untyped errors", len(wrong(seen.replies)), "", promise=0)
@@ -227,7 +227,7 @@ async def _first_served(only: Replica, seen: Traffic) -> float:
     """Start it, and tell how long after it served the first answer came."""
     await only.begin()
     serving_at = await only.says_serving()
-    await asyncio.sleep(2.0)
+    await asyncio.sleep(1.6)
     assert failed(seen.replies), "no call met its absence, so nothing was proved"
     began_at = max(reply.ended for reply in failed(seen.replies) if reply.began < serving_at)
     return max(0.0, seen.first_served_after(began_at) + began_at - serving_at)

@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
+import grpc.aio
+import httpx
 import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from mesh.channel import SERVER_OPTIONS
+from mesh.pb.embedding.v1.embedding_pb2_grpc import add_EmbeddingServiceServicer_to_server
+from mesh.testing import ScriptedEmbedding
 from ops.local.layout import CHECKOUT
-from tests.chaos.bars import Bars, Measured
+from ops.local.topology import LOOPBACK
+from tests.chaos.bars import FULL, Bars, Measured
 from tests.chaos.processes import EMBEDDING, Program, Replica, gateway_before, replicas
-from tests.chaos.stand import hop_status
+from tests.chaos.stand import hop_status, running_gateway, until_serving
 from tests.chaos.traffic import Traffic, failed, p99, slowest, traffic, wrong
 from tests.chaos.vitals import scrape
 
@@ -26,6 +34,7 @@ LOAD_SECONDS = 3.0
 FOUND_SECONDS = 2.0
 """After which a replica that always fails may cost no more than one call in a hundred."""
 PATIENCE_SECONDS = 20.0
+RESTLESS_MS = 500
 
 
 async def test_load_spreads_over_all_that_are_well(measured: Measured) -> None:
@@ -143,6 +152,39 @@ async def test_retries_stay_within_their_budget(measured: Measured, share: float
     assert status["retries"] > 0, "nothing was sent again, so no budget was needed"
     if share < 0.1:
         assert len(failed(seen.replies)) <= 0.02 * len(seen.replies), "few failures fit into the budget"
+
+
+async def test_connections_that_end_all_the_time_fail_no_call(measured: Measured) -> None:
+    """Workers send their clients away twice a second, and each HTTP call comes on a new connection: nobody notices."""
+    bars = Bars("connection churn", measured)
+    async with restless_server() as first, restless_server() as second:
+        async with running_gateway({"embedding": f"{first},{second}"}) as gateway:
+            await until_serving(gateway, "embedding")
+            once = httpx.Limits(max_keepalive_connections=0)
+            async with httpx.AsyncClient(base_url=gateway.url, limits=once, timeout=30, trust_env=False) as http:
+                async with traffic(http, lanes=LANES) as seen:
+                    await asyncio.sleep(4 * LOAD_SECONDS if FULL else LOAD_SECONDS)
+                status = await hop_status(http, "embedding")
+    bars.at_least("calls", len(seen.replies), "", promise=300)
+    bars.tell("sent again elsewhere", status["retries"], "")
+    bars.at_most("times that the breaker opened", status["breaker"]["times_opened"], "", promise=0)
+    hold_all_right(bars, seen)
+
+
+@asynccontextmanager
+async def restless_server() -> AsyncIterator[str]:
+    """A server whose connections end after half a second, as they do after minutes in a worker; yields its address."""
+    server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.max_connection_age_ms", RESTLESS_MS)])
+    add_EmbeddingServiceServicer_to_server(ScriptedEmbedding(), server)
+    said = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(said, server)
+    await said.set(EMBEDDING.service, health_pb2.HealthCheckResponse.SERVING)
+    port = server.add_insecure_port(f"{LOOPBACK}:0")
+    await server.start()
+    try:
+        yield f"{LOOPBACK}:{port}"
+    finally:
+        await server.stop(0)
 
 
 def hold_all_right(bars: Bars, seen: Traffic) -> None:
