@@ -35,7 +35,8 @@ pytestmark = pytest.mark.chaos
 
 BULK_LANES = 8
 BULK_SECONDS = 15.0 if FULL else 5.0
-LONGEST_SECONDS = 40.0 if FULL else 12.0
+BESIDE_SECONDS = 20.0 if FULL else 6.0
+"""Long enough that many bulk requests end in it: they come in bursts."""
 _WARM_SECONDS = 1.0
 _BULK_DEADLINE_SECONDS = 30.0
 _DEADLINE_SECONDS = 10.0
@@ -49,7 +50,7 @@ class Mixture:
         workload: where they go.
         interactive: short requests, one after the other.
         bulk: long ones, from several connections.
-        requests: how many interactive ones, in all.
+        requests: how many interactive ones are sent to the idle worker, one after the other.
         interruptible: whether the worker can take other work between two parts of a bulk request.
         bulk_share: how much of its pace alone the bulk job keeps.
     """
@@ -88,15 +89,15 @@ async def test_interactive_requests_pass_a_bulk_job(mixture: Mixture, measured: 
         await until_serving(gateway, workload.hop)
         short = replace(workload, write=mixture.interactive, deadline_seconds=_DEADLINE_SECONDS)
         long = replace(workload, write=mixture.bulk, deadline_seconds=_BULK_DEADLINE_SECONDS)
-        singly = _plan(gateway.url, short.requests(gateway.url), _one_by_one(mixture.requests))
+        short_requests = short.requests(gateway.url)
         bulk_requests = long.requests(gateway.url, x_mesh_priority="bulk")
         # First, and on a fresh worker: it makes short batches of bulk work once it has seen interactive requests.
         alone = await drive(_plan(gateway.url, bulk_requests, _warm(), _saturating(BULK_SECONDS)))
-        idle = await drive(singly)
+        idle = await drive(_plan(gateway.url, short_requests, _one_by_one(mixture.requests)))
         one_bulk = await drive(_plan(gateway.url, bulk_requests, _one_by_one(20)))
-        job = asyncio.create_task(drive(_plan(gateway.url, bulk_requests, _warm(), _saturating(LONGEST_SECONDS))))
+        job = asyncio.create_task(drive(_plan(gateway.url, bulk_requests, _warm(), _saturating(BESIDE_SECONDS + 2.0))))
         await asyncio.sleep(2 * _WARM_SECONDS)  # the job's own start included
-        beside = await drive(singly)
+        beside = await drive(_plan(gateway.url, short_requests, _one_by_one(0)))
         bulk = await job
     judge(bars, mixture, idle=idle, alone=alone, one_bulk=one_bulk, beside=beside, bulk=bulk)
 
@@ -142,7 +143,7 @@ def _plan(url: str, requests: Sequence[bytes], *phases: Phase) -> Plan:
 
 
 def _one_by_one(most: int) -> Phase:
-    return Phase(name="singly", seconds=LONGEST_SECONDS - 3 * _WARM_SECONDS, concurrency=1, most=most)
+    return Phase(name="singly", seconds=BESIDE_SECONDS, concurrency=1, most=most)
 
 
 def _warm() -> Phase:
