@@ -60,7 +60,8 @@ class GpuServicesSettings(WorkerSettings):
         32,
         ge=1,
         le=10_000,
-        description="Documents after which such a process is replaced; 1 gives every document a fresh one.",
+        description="Documents after which such a process is replaced, as soon as its successor is warm; 1 gives every "
+        "document a fresh one, for which it may have to wait.",
     )
     max_queued_documents: int = Field(
         8, ge=0, le=1000, description="Documents that may wait; one more is refused as overload."

@@ -114,6 +114,7 @@ class Child:
             raise Unavailable(
                 "The process that opens documents does not start; the worker's log has its last words.",
                 reason="CHILD_DOES_NOT_START",
+                retry_after=5.0,
             ) from error
         except BaseException:
             await child.close()
@@ -134,7 +135,6 @@ class Child:
         reason, and killed.
         """
         self._working = True
-        self.documents += 1
         loop = asyncio.get_running_loop()
         left = seconds
         try:

@@ -1,14 +1,14 @@
 """The child processes of a worker, and the line of documents that wait for one.
 
-A child is warm before it is given out, is used for a bounded number of documents, and is replaced in the background
-when it fails or has served its time.
+A child is warm before it is given out. One that fails is replaced; one that has done its share of documents works on
+until its successor is warm, so that documents wait for a start only where a child was lost.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,17 +19,27 @@ from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, Internal, MeshError, Unavailable
+from mesh.resilience import ServiceTime
 from mesh.telemetry import fields, get_logger
 
 log = get_logger(__name__)
 
 WITHOUT_CHILD_SECONDS = 8.0
-"""A child starts within a few seconds; a pool that has had none for longer cannot be said to serve."""
+"""A child starts within a few seconds. A pool that has had none for longer, and for several times what a start takes on
+this machine, cannot be said to serve."""
+FAILED_STARTS = 3
+"""So many in a row are no passing shortage: a pool without a child then says why."""
+_START_GUESS_SECONDS = 2.0
+_STARTS_MISSED = 4.0
+_FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 
 
 class DocumentProcess(Protocol):
-    """A process that does one document at a time; `child_process.Child` is the real one."""
+    """A process that does one document at a time; `child_process.Child` is the real one.
+
+    ``documents`` is how many it was given; the pool counts them.
+    """
 
     documents: int
     ready: Ready | None
@@ -50,7 +60,11 @@ class DocumentProcess(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolLimits:
-    """How many children there are, how many documents may wait, and how many documents a child does in its life."""
+    """How many documents are done at once, how many may wait, and after how many a child is replaced.
+
+    A child that is due works on until its successor is warm. With ``documents_per_child`` 1 it does not: there each
+    document has a child to itself, whatever it has to wait for it.
+    """
 
     children: int
     max_queued: int
@@ -80,22 +94,31 @@ class ChildPool:
         self._idle: deque[DocumentProcess] = deque()
         self._in_use: set[DocumentProcess] = set()
         self._queue: Queue[asyncio.Future[DocumentProcess]] = Queue(
-            Places(limits.children, limits.max_queued), clock=clock
+            Places(limits.children, limits.max_queued), until_child=self._seconds_until_child, clock=clock
         )
         self._starting: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
+        self._coming = 0
+        self._start_time = ServiceTime(_START_GUESS_SECONDS)
+        self._first_tried = asyncio.Event()
         self._failure: MeshError | None = None
+        self._failed_starts = 0
+        self._stopped = False
         self._without_child_since: float | None = clock()
         self.ready: Ready | None = None
 
     async def start(self) -> None:
-        """Start the children; return when the first is warm. Starts that fail are tried again for ever."""
-        await self._add_child()
-        for _ in range(self._limits.children - 1):
-            self._replace()
+        """Start the first child, then the others beside its work; return when it is warm.
+
+        It returns as well when a few starts have failed, so that ``unhealthy`` can say why: they are tried again for
+        ever, and the pool serves as soon as one succeeds.
+        """
+        self._begin_start()
+        await self._first_tried.wait()
 
     async def stop(self) -> None:
         """End all children."""
+        self._stopped = True
         for task in self._starting:
             task.cancel()
         await asyncio.gather(*self._starting, return_exceptions=True)
@@ -105,36 +128,58 @@ class ChildPool:
     @property
     def free(self) -> bool:
         """Whether a document would be begun at once."""
-        return any(child.usable for child in self._idle) and self._queue.empty
+        return any(child.usable for child in self._idle) and self._has_room and self._queue.empty
 
     def unhealthy(self) -> MeshError | None:
-        """Why no document can be done: there is no child, and none can be started. None while there is one."""
-        self.replace_dead()
+        """Why no document can be done: there is no child, and none comes up. None while there is one, or one may come.
+
+        The documents that wait are turned away with the same reason: another worker may have a child for them.
+        """
+        self.arrange()
+        reason = self._why_without_child()
+        if reason is not None:
+            while (waiting := self._queue.turn_away()) is not None:
+                waiting.set_exception(_again(reason))
+        return reason
+
+    def _why_without_child(self) -> MeshError | None:
         since = self._without_child_since
         if since is None:
             return None
-        if self._failure is None and self._clock() - since < WITHOUT_CHILD_SECONDS:
+        if self._failure is not None and self._failed_starts >= FAILED_STARTS:
+            return _again(self._failure)
+        if self._clock() - since < max(WITHOUT_CHILD_SECONDS, _STARTS_MISSED * self._start_time.mean):
             return None
-        return self._failure or Unavailable(
-            "No process that opens documents is ready; one is being started. Try again in a few seconds.",
+        return Unavailable(
+            "No process that opens documents has come up for longer than one takes to start; starting goes on. "
+            "Try again in a few seconds.",
             reason="CHILD_STARTING",
             retry_after=2.0,
         )
 
-    def replace_dead(self) -> None:
-        """Start others in the place of idle children that have ended, before a document asks for them."""
-        dead = [child for child in self._idle if not child.usable]
-        self._idle = deque(child for child in self._idle if child.usable)
-        for child in dead:
-            self._retire(child)
+    def arrange(self) -> None:
+        """Retire idle children that have ended or are replaced, start those that are missing, give out the free."""
+        if self._stopped:
+            return
+        for child in self._to_retire():
+            self._idle.remove(child)
+            child.kill()
+            self._spawn(child.close(), self._closing)
+        self._count_children()
+        for _ in range(self._limits.children - sum(map(self._stays, self._children)) - self._coming):
+            self._begin_start()
+        self._hand_out()
 
     def place(self, deadline: Deadline, priority: Priority) -> AbstractContextManager[None]:
         """Admit one document for the length of the block, before its upload is read.
 
         Raises:
+            MeshError: no document can be done for now; the reason is that of ``unhealthy``.
             Overloaded: too many are inside, or the wait is longer than the deadline; come back after ``retry_after``.
             DeadlineExceeded: the time is up already.
         """
+        if (reason := self.unhealthy()) is not None:
+            raise reason
         return self._queue.place(deadline, priority)
 
     @asynccontextmanager
@@ -143,12 +188,17 @@ class ChildPool:
     ) -> AsyncIterator[DocumentProcess]:
         """A warm child of one's own until the block is left; left with work undone, the child is ended.
 
-        ``check``: how long this takes says nothing about documents.
+        ``check``: this is a document of our own. How long it takes says nothing about others, and the child is as
+        good as before.
 
         Raises:
             DeadlineExceeded: none became free in time.
+            MeshError: none came up; the reason is that of ``unhealthy``.
         """
         child = await self._take(deadline, priority)
+        if not check:
+            child.documents += 1
+            self.arrange()  # where it was the child's last, its successor starts now
         try:
             with nullcontext() if check else self._queue.learning():
                 yield child
@@ -156,14 +206,14 @@ class ChildPool:
             self._give_back(child, priority)
 
     async def _take(self, deadline: Deadline, priority: Priority) -> DocumentProcess:
-        self.replace_dead()
         waiting = self._new_future()
         self._queue.join(waiting, priority)
-        self._hand_out()
+        self.arrange()
         while not (child := await self._arrival(waiting, deadline, priority)).usable:
-            self._give_back(child, priority)  # it ended between being handed over and being received
+            # It ended between being handed over and being received. The turn had come, and is kept.
             waiting = self._new_future()
-            self._queue.join(waiting, priority, at_the_head=True)  # its turn had come
+            self._queue.join(waiting, priority, at_the_head=True)
+            self._give_back(child, priority)
         return child
 
     @staticmethod
@@ -188,7 +238,9 @@ class ChildPool:
             raise
 
     def _give_up(self, waiting: asyncio.Future[DocumentProcess], priority: Priority) -> None:
-        if not self._queue.leave(waiting, priority) and waiting.done() and not waiting.cancelled():
+        if self._queue.leave(waiting, priority) or not waiting.done() or waiting.cancelled():
+            return
+        if waiting.exception() is None:
             self._give_back(waiting.result(), priority)  # a child arrived in the same moment
 
     def _give_back(self, child: DocumentProcess, priority: Priority) -> None:
@@ -197,73 +249,119 @@ class ChildPool:
         self._offer(child)
 
     def _offer(self, child: DocumentProcess) -> None:
-        if not child.usable or child.documents >= self._limits.documents_per_child:
-            self._retire(child)
-            return
         self._idle.append(child)
-        self._count_children()
-        self._hand_out()
+        self.arrange()
 
     def _hand_out(self) -> None:
         # The one that has been idle longest goes first: so each proves itself in turn, by documents or by the canary.
-        while self._idle and (waiting := self._queue.next()) is not None:
+        while self._idle and self._has_room and (waiting := self._queue.next()) is not None:
             child = self._idle.popleft()
             self._in_use.add(child)
             waiting.set_result(child)
 
-    def _retire(self, child: DocumentProcess) -> None:
-        child.kill()
-        self._count_children()
-        self._spawn(child.close(), self._closing)
-        self._replace()
+    # -- who is there, who is due ---------------------------------------------------------------------------------
+
+    @property
+    def _children(self) -> Sequence[DocumentProcess]:
+        return (*self._idle, *self._in_use)
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether one more document may be worked on: a successor that is warm early waits until its turn."""
+        return len(self._in_use) < self._limits.children
+
+    def _stays(self, child: DocumentProcess) -> bool:
+        """Whether it needs no successor yet. One at work is judged when it is given back."""
+        return child.documents < self._limits.documents_per_child
+
+    def _to_retire(self) -> list[DocumentProcess]:
+        dead = [child for child in self._idle if not child.usable]
+        due = [child for child in self._idle if child.usable and not self._stays(child)]
+        replaced = max(0, len(self._children) - len(dead) - self._limits.children)
+        return dead + (due if self._limits.documents_per_child == 1 else due[:replaced])
 
     def _count_children(self) -> None:
-        if self._idle or self._in_use:
+        if self._children:
             self._without_child_since = None
         elif self._without_child_since is None:
             self._without_child_since = self._clock()
 
-    def _replace(self) -> None:
+    def _seconds_until_child(self) -> float:
+        """Seconds until there is a child again; 0.0 where there is one, or one may come at any moment."""
+        since = self._without_child_since
+        return 0.0 if since is None else max(0.0, self._start_time.mean - (self._clock() - since))
+
+    # -- starts ---------------------------------------------------------------------------------------------------
+
+    def _begin_start(self) -> None:
+        self._coming += 1
         self._spawn(self._add_child(), self._starting)
 
     async def _add_child(self) -> None:
         """Start a child; try again with growing pauses: the machine may be short of memory for a while."""
-        seconds = 0.5
-        while True:
-            try:
-                child = await self._started()
-            except MeshError as error:
-                self._failure = error
-            except Exception:
-                # Whatever it is, the next start may do better, and a pool that stopped trying would stay without.
-                log.exception("a child process could not be started")
-                self._failure = Internal("A process that opens documents could not be started; see the worker's log.")
-            else:
-                self._offer(child)
-                return
-            await self._pause(seconds)
-            seconds = min(2 * seconds, _LONGEST_PAUSE)
+        pause = _FIRST_PAUSE
+        while (child := await self._started()) is None:
+            await self._pause(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        self._coming -= 1
+        self._first_tried.set()
+        self._offer(child)
 
-    async def _started(self) -> DocumentProcess:
-        child = await self._start_child()
-        self._failure = None
-        if self.ready is None and child.ready is not None:
-            for warning in child.ready.warnings:
-                log.warning(warning)
-            log.info(
-                "a child process is warm",
-                extra=fields(
-                    docling=child.ready.docling_version,
-                    pdf_pipeline=child.ready.pdf_pipeline,
-                    sandbox=",".join(child.ready.sandbox),
-                    resident_mib=child.ready.resident_bytes // 2**20,
-                ),
+    async def _started(self) -> DocumentProcess | None:
+        """A child that is warm; None where the start failed."""
+        began = self._clock()
+        try:
+            child = await self._start_child()
+        except MeshError as error:
+            self._start_failed(error)
+            return None
+        except Exception:
+            # Whatever it is, the next start may do better, and a pool that stopped trying would stay without.
+            log.exception("a child process could not be started")
+            self._start_failed(
+                Internal("A process that opens documents could not be started; see the worker's log.", retry_after=5.0)
             )
+            return None
+        self._start_time.learn(self._clock() - began)
+        if self._failed_starts:
+            log.info("a child process starts again", extra=fields(failed_starts=self._failed_starts))
+        self._failure, self._failed_starts = None, 0
+        if self.ready is None and child.ready is not None:
+            _tell(child.ready)
         self.ready = child.ready
         return child
+
+    def _start_failed(self, error: MeshError) -> None:
+        self._failure = error
+        self._failed_starts += 1
+        log.warning(
+            "a child process does not start; it is tried again",
+            extra=fields(failed_starts=self._failed_starts, reason=error.reason, error=error.message),
+        )
+        if self._failed_starts >= FAILED_STARTS:
+            self._first_tried.set()
 
     @staticmethod
     def _spawn(work: Awaitable[None], tasks: set[asyncio.Task[None]]) -> None:
         task = asyncio.ensure_future(work)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+
+
+def _tell(ready: Ready) -> None:
+    for warning in ready.warnings:
+        log.warning(warning)
+    log.info(
+        "a child process is warm",
+        extra=fields(
+            docling=ready.docling_version,
+            pdf_pipeline=ready.pdf_pipeline,
+            sandbox=",".join(ready.sandbox),
+            resident_mib=ready.resident_bytes // 2**20,
+        ),
+    )
+
+
+def _again(error: MeshError) -> MeshError:
+    """The same error to raise once more: one that is raised twice collects the tracebacks of both."""
+    return type(error)(error.message, reason=error.reason, param=error.param, retry_after=error.retry_after)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -62,10 +62,18 @@ class Queue(Generic[WaiterT]):
     Who would not be done within the deadline is refused on arrival, before the upload is read: those that are let in
     are served, however many more come. A document is not interrupted: with a single child, an interactive one waits
     for one bulk document at most, and the limits on pages and seconds are the bound on that.
+
+    Args:
+        places: how many documents may be inside.
+        until_child: seconds until there is any child; 0.0 where there is one.
+        clock: source of time.
     """
 
-    def __init__(self, places: Places, *, clock: Clock = monotonic) -> None:
+    def __init__(
+        self, places: Places, *, until_child: Callable[[], float] = lambda: 0.0, clock: Clock = monotonic
+    ) -> None:
         self._places = places
+        self._until_child = until_child
         self._clock = clock
         self._lanes: dict[Priority, deque[WaiterT]] = {lane: deque() for lane in Priority}
         self._let_in = dict.fromkeys(Priority, 0)
@@ -113,11 +121,13 @@ class Queue(Generic[WaiterT]):
 
     def _done_after(self, priority: Priority) -> float:
         """Seconds until a document that came now would be done, rarely more; 0.0 where a child is free for it."""
-        if sum(self._given.values()) < self._places.children and self._may_have_child(priority):
+        until_child = self._until_child()
+        if not until_child and sum(self._given.values()) < self._places.children and self._may_have_child(priority):
             return 0.0
         now = self._clock()
         unfinished = sum(self._service_time.left(now - began) for began in self._begun)
-        return self._service_time.longest((self._ahead(priority) + unfinished) / self._places.children + 1)
+        work = self._service_time.longest((self._ahead(priority) + unfinished) / self._places.children + 1)
+        return until_child + work
 
     def _ahead(self, priority: Priority) -> int:
         """Documents without a child that go before a new one of this lane; those still uploaded count."""
@@ -169,6 +179,14 @@ class Queue(Generic[WaiterT]):
             self._interactive_streak += bool(bulk)
             self._given[Priority.INTERACTIVE] += 1
             return interactive.popleft()
+        return None
+
+    def turn_away(self) -> WaiterT | None:
+        """Take out one that waits, whoever it is: there will be no child for it. None where nobody waits."""
+        for lane in self._lanes.values():
+            while lane:
+                if not (waiter := lane.popleft()).done():
+                    return waiter
         return None
 
     def give_back(self, priority: Priority) -> None:

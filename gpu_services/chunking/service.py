@@ -136,9 +136,10 @@ class ChunkingService:
     async def start(self) -> None:
         """Find the tokenizers and warm the first child: it chunks a document before this returns.
 
+        Where no child starts it returns too: ``unhealthy`` then says why, until one does.
+
         Raises:
             ModelUnusable: a tokenizer, or the layout model where it is asked for, is missing.
-            Unavailable: no child becomes ready.
         """
         self.pdf_pipeline = choose_pdf_pipeline(self.config.pdf_pipeline, self.config.artifacts_path)
         memory = self.config.limits.max_memory_bytes or _MEMORY_BYTES[self.pdf_pipeline]
@@ -152,9 +153,9 @@ class ChunkingService:
             max_memory_bytes=config.limits.max_memory_bytes,
             max_output_bytes=config.limits.max_unpacked_bytes,
         )
-        pool = ChildPool(lambda: self._start_child(setup), config.pool)
-        await pool.start()
-        self._pool = pool
+        # Known before it has started: what is still starting when the worker ends has to be stopped.
+        self._pool = ChildPool(lambda: self._start_child(setup), config.pool)
+        await self._pool.start()
 
     async def stop(self) -> None:
         """End the children."""
@@ -167,7 +168,7 @@ class ChunkingService:
 
     async def canary(self) -> None:
         """Chunk a document of our own; raise Overloaded where real ones are at work, which proves more."""
-        self.pool.replace_dead()
+        self.pool.arrange()
         if not self.pool.free:
             raise Overloaded("Documents are at work.")
         # As bulk work: as interactive work it would keep a child from real bulk work for good.

@@ -50,7 +50,6 @@ class TimedChild:
 
     async def events(self, order: Order, *, seconds: float) -> AsyncGenerator[Event, None]:
         """One chunk, after a while."""
-        self.documents += 1
         await asyncio.sleep(self.seconds)
         yield Chunk(index=0, text="t", tokens=1, contextualized_text="t")
         yield Finished(media_type="text/plain", pages=0, title="", warnings=(), chunks=1, tokens=1, characters=1)
@@ -72,6 +71,7 @@ class Stage:
     target: str
     children: list[TimedChild]
     may_start: asyncio.Event
+    start_seconds: float = 0.0
 
     async def chunk(self, priority: Priority = Priority.INTERACTIVE, seconds: float = 60.0) -> float:
         """Chunk a document; the seconds that took."""
@@ -117,8 +117,18 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(folder: Path, *, document_seconds: float, **settings: Any) -> AsyncIterator[Stage]:
-    """The capability as the worker offers it."""
+async def stage(
+    folder: Path, *, document_seconds: float, start_seconds: float = 0.0, may_start: bool = True, **settings: Any
+) -> AsyncIterator[Stage]:
+    """The capability as the worker offers it.
+
+    Args:
+        folder: for what it writes.
+        document_seconds: what a child takes for a document.
+        start_seconds: what a child takes to start; the first takes no time.
+        may_start: whether children start; otherwise it is not waited for.
+        settings: the worker's.
+    """
     from tokenizers import Tokenizer, models
 
     model = folder / "tiny-model"
@@ -126,12 +136,14 @@ async def stage(folder: Path, *, document_seconds: float, **settings: Any) -> As
     Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(model / "tokenizer.json"))
     (model / "sentence_bert_config.json").write_text('{"max_seq_length": 128}')
     children: list[TimedChild] = []
-    may_start = asyncio.Event()
-    may_start.set()
+    gate = asyncio.Event()
+    if may_start:
+        gate.set()
 
     async def start(_: ChildSetup) -> TimedChild:
-        if not may_start.is_set():
+        if not gate.is_set():
             raise Unavailable("There is no memory for it.", reason="CHILD_DOES_NOT_START")
+        await asyncio.sleep(made.start_seconds if children else 0.0)
         children.append(TimedChild(document_seconds))
         return children[-1]
 
@@ -147,8 +159,9 @@ async def stage(folder: Path, *, document_seconds: float, **settings: Any) -> As
         stop=service.stop,
     )
     async with serve([capability]) as running, AsyncChunkingServiceClient(running.target) as client:
-        made = Stage(document_seconds, client, running.target, children, may_start)
-        await made.until(serving=True)
+        made = Stage(document_seconds, client, running.target, children, gate, start_seconds)
+        if may_start:
+            await made.until(serving=True)
         yield made
 
 
@@ -262,6 +275,46 @@ async def test_without_children_it_says_so_and_comes_back_by_itself(tmp_path: Pa
         async with asyncio.timeout(10):
             while not await _done(made):
                 await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("children", [1, 2])
+async def test_children_that_are_replaced_cost_nobody_a_refusal_or_a_wait(tmp_path: Path, children: int) -> None:
+    """From the first moment, with a successor that takes a hundred documents' time to start: none waits for it."""
+    async with stage(
+        tmp_path, document_seconds=0.005, start_seconds=0.5, children=children, documents_per_child=2
+    ) as made:
+        took = [await made.chunk() for _ in range(60)]
+        async with asyncio.timeout(10):
+            while len(made.children) < children + 2:
+                took.append(await made.chunk())
+        assert max(took) < 0.4
+        assert made.children[0].killed
+
+
+async def test_a_fresh_child_for_each_document_is_waited_for_without_a_refusal(tmp_path: Path) -> None:
+    """More documents at once than there are children: each waits its turn, and health never wavers."""
+    async with stage(tmp_path, document_seconds=0.01, start_seconds=0.2, documents_per_child=1) as made:
+        await asyncio.gather(*(made.chunk() for _ in range(6)))
+        assert [child.documents for child in made.children[:6]] == [1] * 6
+        await made.until(serving=True)
+
+
+async def test_a_first_child_that_does_not_start_is_told_with_its_reason(tmp_path: Path) -> None:
+    """Callers hear the typed reason after a few attempts, and the worker serves by itself once a child starts."""
+    async with stage(tmp_path, document_seconds=0.01, may_start=False) as made:
+        async with asyncio.timeout(10):
+            while await _refusal(made) != "CHILD_DOES_NOT_START":
+                await asyncio.sleep(0.1)
+        await made.until(serving=False)
+        made.may_start.set()
+        await made.until(serving=True)
+        await made.chunk()
+
+
+async def _refusal(made: Stage) -> str:
+    with pytest.raises(Unavailable) as refused:
+        await made.upload(_words(), seconds=5.0)
+    return refused.value.reason
 
 
 async def _done(made: Stage) -> bool:

@@ -67,7 +67,6 @@ class ScriptedChild:
 
     async def events(self, order: Order, *, seconds: float) -> AsyncGenerator[Event, None]:
         """The script, whatever the document."""
-        self.documents += 1
         self.orders.append(order)
         for event in self.script:
             yield event

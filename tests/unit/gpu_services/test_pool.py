@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gpu_services.chunking.pool import WITHOUT_CHILD_SECONDS, ChildPool, DocumentProcess, PoolLimits
+from gpu_services.chunking.pool import FAILED_STARTS, WITHOUT_CHILD_SECONDS, ChildPool, DocumentProcess, PoolLimits
 from gpu_services.chunking.queueing import RECENT_SECONDS
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
@@ -53,38 +53,186 @@ def _pool(starter: Callable[[], Awaitable[DocumentProcess]], clock: Clock = mono
     return ChildPool(starter, PoolLimits(**chosen), pause=_no_pause, clock=clock)
 
 
+class _GatedStarter(_Starter):
+    """Starts scripted children while the gate is open; a start before a closed one hangs until it opens."""
+
+    def __init__(self, child_class: Callable[[], DocumentProcess]) -> None:
+        super().__init__(child_class)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.begun = 0
+
+    async def __call__(self) -> DocumentProcess:
+        self.begun += 1
+        await self.gate.wait()
+        return await super().__call__()
+
+
+async def _use(pool: ChildPool, priority: Priority = Priority.INTERACTIVE, *, check: bool = False) -> Any:
+    """Do one document; the child that did it."""
+    async with pool.child(Deadline.after(5), priority, check=check) as child:
+        pass
+    await _settle()
+    return child
+
+
 async def test_a_child_is_used_again_until_its_time_is_served(scripted_child: ScriptedChild) -> None:
     """After its share of documents a child is closed and another takes its place."""
     starter = _Starter(scripted_child)
     pool = _pool(starter, documents_per_child=2)
     await pool.start()
-    used = []
-    for _ in range(3):
-        async with pool.child(Deadline.after(5), Priority.INTERACTIVE) as child:
-            child.documents += 1
-            used.append(child)
-        await _settle()
+    used = [await _use(pool) for _ in range(3)]
     assert used[0] is used[1] is not used[2]
     assert starter.children[0].closed
     await pool.stop()
     assert all(child.closed for child in starter.children)
 
 
+async def test_a_child_that_has_served_works_on_until_its_successor_is_warm(scripted_child: ScriptedChild) -> None:
+    """However long the successor takes, no document waits for it and the pool stays healthy; then it takes over."""
+    starter, clock = _GatedStarter(scripted_child), FakeClock()
+    pool = _pool(starter, clock, documents_per_child=2)
+    await pool.start()
+    starter.gate.clear()
+    used = [await _use(pool) for _ in range(5)]
+    clock.advance(100 * WITHOUT_CHILD_SECONDS)
+    assert pool.unhealthy() is None
+    assert starter.begun == 2
+    starter.gate.set()
+    await _settle()
+    used.append(await _use(pool))
+    assert used == [starter.children[0]] * 5 + [starter.children[1]]
+    assert starter.children[0].closed
+    await pool.stop()
+
+
+async def test_the_successor_is_started_while_the_last_document_is_done(scripted_child: ScriptedChild) -> None:
+    """It is warm by the time that it is needed, and until then idle: no more are at work than may be."""
+    starter = _GatedStarter(scripted_child)
+    pool = _pool(starter, documents_per_child=2)
+    await pool.start()
+    await _use(pool)
+    assert starter.begun == 1
+    async with pool.child(LATER, Priority.INTERACTIVE):
+        await _settle()
+        assert len(starter.children) == 2
+        second = asyncio.create_task(_use(pool))
+        await _settle()
+        assert not pool.free
+        assert not second.done()
+    assert await second is starter.children[1]
+    await pool.stop()
+
+
+async def test_with_a_child_for_each_document_none_does_two(scripted_child: ScriptedChild) -> None:
+    """Also where the successor is late: the next document waits for it, and nobody is told that nothing is served."""
+    starter, clock = _GatedStarter(scripted_child), FakeClock()
+    pool = _pool(starter, clock, documents_per_child=1)
+    await pool.start()
+    starter.gate.clear()
+    first = await _use(pool)
+    second = asyncio.create_task(_use(pool))
+    await _settle()
+    clock.advance(WITHOUT_CHILD_SECONDS / 2)
+    assert pool.unhealthy() is None
+    assert not second.done()
+    starter.gate.set()
+    assert first is not await second
+    assert [child.documents for child in starter.children[:2]] == [1, 1]
+    await pool.stop()
+
+
+async def test_a_check_does_not_wear_a_child_out(scripted_child: ScriptedChild) -> None:
+    """An idle worker that proves itself every few seconds need not start a process each time."""
+    starter = _Starter(scripted_child)
+    pool = _pool(starter, documents_per_child=1)
+    await pool.start()
+    for _ in range(10):
+        await _use(pool, Priority.BULK, check=True)
+    assert len(starter.children) == 1
+    await pool.stop()
+
+
+async def test_a_lost_child_costs_documents_a_wait_and_no_refusal(scripted_child: ScriptedChild) -> None:
+    """They are let in and stand in line while another child starts, as long as a start takes here."""
+    starter, clock = _GatedStarter(scripted_child), FakeClock()
+    starter.gate.clear()
+    pool = _pool(starter, clock)
+    starting = asyncio.create_task(pool.start())
+    await _settle()
+    clock.advance(20.0)  # a slow machine: that is what a start takes
+    starter.gate.set()
+    await starting
+    starter.gate.clear()
+    starter.children[0].kill()
+
+    async def work() -> Any:
+        with pool.place(Deadline.after(60, clock), Priority.INTERACTIVE):
+            return await _use(pool)
+
+    waiting = [asyncio.create_task(work()) for _ in range(3)]
+    await _settle()
+    clock.advance(40.0)
+    assert pool.unhealthy() is None
+    starter.gate.set()
+    assert await asyncio.gather(*waiting) == [starter.children[1]] * 3
+    await pool.stop()
+
+
+async def test_who_cannot_wait_for_the_child_that_is_coming_hears_so_at_once(scripted_child: ScriptedChild) -> None:
+    """What a start takes is part of the wait."""
+    starter, clock = _GatedStarter(scripted_child), FakeClock()
+    starter.gate.clear()
+    pool = _pool(starter, clock)
+    starting = asyncio.create_task(pool.start())
+    await _settle()
+    clock.advance(6.0)
+    starter.gate.set()
+    await starting
+    starter.gate.clear()
+    starter.children[0].kill()
+    with pytest.raises(Overloaded) as refused, pool.place(Deadline.after(5.0, clock), Priority.INTERACTIVE):
+        raise AssertionError("let in")
+    assert refused.value.reason == "QUEUE_LONGER_THAN_DEADLINE"
+    clock.advance(4.0)
+    with pool.place(Deadline.after(5.0, clock), Priority.INTERACTIVE):
+        pass
+    await pool.stop()
+
+
+async def test_documents_in_line_are_turned_away_where_no_child_comes_up(scripted_child: ScriptedChild) -> None:
+    """They hear the reason when health does, and may be done elsewhere, instead of waiting for their deadline."""
+    starter, clock = _GatedStarter(scripted_child), FakeClock()
+    pool = _pool(starter, clock)
+    await pool.start()
+    starter.gate.clear()
+    starter.children[0].kill()
+    waiting = [asyncio.create_task(_use(pool, lane)) for lane in Priority]
+    await _settle()
+    clock.advance(10 * WITHOUT_CHILD_SECONDS)
+    reason = pool.unhealthy()
+    assert reason is not None
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [getattr(outcome, "reason", None) for outcome in outcomes] == [reason.reason] * 2
+    starter.gate.set()
+    await _settle()
+    assert await _use(pool) is starter.children[1]
+    await pool.stop()
+
+
 async def test_a_killed_child_is_replaced_also_when_starts_fail_for_a_while(scripted_child: ScriptedChild) -> None:
-    """A machine short of memory makes the pool unhealthy, and the pool mends by itself."""
-    starter = _Starter(scripted_child, failures=3)
+    """A start or two that fail cost a wait alone; the pool mends by itself."""
+    starter = _Starter(scripted_child, failures=FAILED_STARTS - 1)
     pool = _pool(starter)
     await pool.start()
     async with pool.child(Deadline.after(5), Priority.INTERACTIVE) as first:
         first.kill()
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    failures = [pool.unhealthy()]
-    async with pool.child(Deadline.after(5), Priority.INTERACTIVE) as second:
-        assert second is not first
-    failures.append(pool.unhealthy())
-    assert isinstance(failures[0], Unavailable)
-    assert failures[1] is None
+    seen = []
+    while starter.failures:
+        await asyncio.sleep(0)
+        seen.append(pool.unhealthy())
+    assert await _use(pool) is not first
+    assert set(seen) == {None}
     await pool.stop()
 
 
@@ -209,7 +357,7 @@ async def test_a_dead_idle_child_is_not_free_and_can_be_replaced_before_a_docume
     await pool.start()
     starter.children[0].kill()
     free = [pool.free]
-    pool.replace_dead()
+    pool.arrange()
     await _settle()
     free.append(pool.free)
     assert free == [False, True]
@@ -264,6 +412,38 @@ async def test_a_start_that_hangs_makes_a_pool_without_children_unhealthy(script
     assert seen[1] is not None
     assert seen[1].reason == "CHILD_STARTING"
     assert WITHOUT_CHILD_SECONDS < 10
+    await pool.stop()
+
+
+async def test_a_first_child_that_cannot_start_is_told_after_a_few_attempts(
+    scripted_child: ScriptedChild, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The start ends, health has the typed reason and each failure is logged; when one can start, all is well."""
+    may_start = asyncio.Event()
+    starter = _Starter(scripted_child)
+
+    async def start() -> DocumentProcess:
+        if not may_start.is_set():
+            raise Unavailable("There is no memory for it.", reason="CHILD_DOES_NOT_START", retry_after=5.0)
+        return await starter()
+
+    pool = _pool(start, children=2)
+    await pool.start()
+    reason = pool.unhealthy()
+    assert isinstance(reason, Unavailable)
+    assert (reason.reason, reason.message, reason.retry_after) == (
+        "CHILD_DOES_NOT_START",
+        "There is no memory for it.",
+        5.0,
+    )
+    assert len([record for record in caplog.records if "does not start" in record.message]) >= FAILED_STARTS
+    with pytest.raises(Unavailable, match="no memory"), pool.place(LATER, Priority.INTERACTIVE):
+        raise AssertionError("let in")
+    may_start.set()
+    await _settle()
+    assert pool.unhealthy() is None
+    assert pool.free
+    assert len(starter.children) == 2
     await pool.stop()
 
 

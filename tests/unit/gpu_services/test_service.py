@@ -213,7 +213,7 @@ async def test_the_canary_leaves_room_for_documents(
     worker = _Worker(scripted_child, tokenizer_folder, [CHUNK, finished])
     await worker.service.start()
     await worker.service.canary()
-    assert worker.child.documents == 1
+    assert len(worker.child.orders) == 1
     async with worker.service.pool.child(Deadline.after(5), Priority.BULK):
         with pytest.raises(Overloaded):
             await worker.service.canary()
