@@ -9,6 +9,7 @@ a second attempt goes where the first one was not.
 from __future__ import annotations
 
 import itertools
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from mesh.errors import MeshError, Overloaded, RetryAdvice
 from mesh.probe import HealthProbe
 from mesh.resilience import CircuitBreaker
 from mesh.resilience.breaker import Permit
+from mesh.resilience.limiter import ABOUT_THE_DEADLINE
 from mesh.telemetry import fields, get_logger
 from mesh.transport import Transport
 
@@ -42,6 +44,7 @@ LONGEST_BUSY_SECONDS = 1.0
 class Attempt:
     """One call on its way to one endpoint."""
 
+    balancer: Balancer
     endpoint: Endpoint
     permit: Permit | None
 
@@ -99,64 +102,80 @@ class Balancer:
         self._looked_up = transport.event()
         self._next_look_up = 0.0
         self._turn = itertools.count()
-        self._lock = threading.Lock()
+        self._rng = random.Random()  # noqa: S311 - spreads calls; nothing secret
+        self._lock = threading.RLock()  # see mesh.resilience
+        self.stopped = False
         self._end_upkeep: Callable[[], Any] | None = None
         self.endpoints: tuple[Endpoint, ...] = ()
 
     def start(self) -> None:
         """Connect to every address and begin to look names up."""
-        for place in self._places:
-            if place.address:
-                self._join(place, place.address)
         if not self._unknown_names:
             self._looked_up.set()
         self._end_upkeep = self._transport.spawn(self._upkeep, f"{self._hop} endpoints")
+        for place in self._places:
+            if place.address:
+                self._join(place, place.address)
 
     async def stop(self) -> None:
         """End every watch and every call."""
-        members, self._members, self.endpoints = tuple(self._members.values()), {}, ()
+        with self._lock:
+            self.stopped = True
+            members, self._members, self.endpoints = tuple(self._members.values()), {}, ()
         for member in members:
             member.endpoint.leave()
         if self._end_upkeep is not None:
             await self._end_upkeep()
         for endpoint in (*(member.endpoint for member in members), *self._leaving):
             await self._transport.close_channel(endpoint.channel)
+            endpoint.forget()
         for member in members:
             await member.end_watch()
 
     async def ready(self, deadline: Deadline) -> None:
-        """Wait for the first look-up of names; at once afterwards."""
-        if not self._looked_up.is_set():
+        """Wait for the first look-up of names where no address serves yet; at once afterwards.
+
+        Raises:
+            DeadlineExceeded: it took longer than the caller waits.
+        """
+        if not self._looked_up.is_set() and not any(endpoint.serving for endpoint in self.endpoints):
             await self._looked_up.wait(deadline.remaining())
+            deadline.require()
 
     @contextmanager
-    def attempt(self, tried: Sequence[Endpoint] = ()) -> Iterator[Attempt]:
+    def attempt(self, tried: Sequence[Endpoint] = (), *, evidence: bool = True) -> Iterator[Attempt]:
         """One call to the best endpoint that is not in ``tried``.
+
+        Args:
+            tried: endpoints to leave out.
+            evidence: whether the outcome says something about the endpoint's work.
 
         Raises:
             Unavailable: none serves; with the worker's own reason where it gave one.
         """
-        endpoint = self._take(tried)
+        endpoint = self._take(tried, evidence=evidence)
+        endpoint.count_call()
         try:
-            # Alone it cannot be ejected, and the hop's own breaker sees the same calls.
-            if len(self.endpoints) < 2:
-                yield Attempt(endpoint, None)
+            if not evidence:
+                yield Attempt(self, endpoint, None)
                 return
-            with endpoint.permit() as permit:
-                yield Attempt(endpoint, permit)
+            with endpoint.permit(alone=len(self.endpoints) < 2) as permit:
+                yield Attempt(self, endpoint, permit)
         except Overloaded as error:
-            if error.retry is RetryAdvice.AFTER_DELAY:
+            # A caller in a hurry says nothing about those who have time.
+            if error.retry is RetryAdvice.AFTER_DELAY and error.reason not in ABOUT_THE_DEADLINE:
                 endpoint.busy_until = time.monotonic() + min(error.retry_after or 0.1, LONGEST_BUSY_SECONDS)
             raise
         finally:
             with self._lock:
                 endpoint.in_flight -= 1
 
-    def has_another(self, tried: Sequence[Endpoint]) -> bool:
-        """Whether an endpoint that is well is left beside those in ``tried``."""
+    def has_another(self, tried: Sequence[Endpoint], *, idle: bool = False) -> bool:
+        """Whether an endpoint that is well is left beside those in ``tried``; ``idle``: one that is not busy either."""
         now = time.monotonic()
+        worst = 0 if idle else 1
         ranks = (each.rank(now) for each in self.endpoints if each not in tried)
-        return any(rank is not None and rank[0] <= 1 for rank in ranks)
+        return any(rank is not None and rank[0] <= worst for rank in ranks)
 
     def status(self) -> tuple[EndpointHealth, ...]:
         """Every endpoint now, and every name that leads nowhere."""
@@ -164,20 +183,20 @@ class Balancer:
 
     # -- choosing -----------------------------------------------------------------------------------------------------
 
-    def _take(self, tried: Sequence[Endpoint]) -> Endpoint:
+    def _take(self, tried: Sequence[Endpoint], *, evidence: bool) -> Endpoint:
         with self._lock:
-            endpoint = self._best(tried)
+            # Equals take turns. A second attempt, or a question that is no work, would put the turns out of step.
+            in_turn = evidence and not tried
+            endpoint = self._best(tried, next(self._turn) if in_turn else self._rng.randrange(1024))
             if endpoint is None:
                 raise self._nobody()
             endpoint.in_flight += 1
             return endpoint
 
-    def _best(self, tried: Sequence[Endpoint]) -> Endpoint | None:
+    def _best(self, tried: Sequence[Endpoint], first: int) -> Endpoint | None:
         endpoints = self.endpoints
         now = time.monotonic()
         best, best_rank = None, None
-        # Beginning elsewhere each time, so that equals take turns.
-        first = next(self._turn)
         for offset in range(len(endpoints)):
             endpoint = endpoints[(first + offset) % len(endpoints)]
             rank = None if endpoint in tried else endpoint.rank(now)
@@ -193,6 +212,8 @@ class Balancer:
 
     async def _upkeep(self) -> None:
         for turn in itertools.count():
+            if self.stopped:
+                return
             try:
                 await self._look_names_up()
                 await self._close_what_left()
@@ -212,12 +233,14 @@ class Balancer:
         self._next_look_up = time.monotonic() + LOOK_UP_SECONDS
         for place in names:
             await self._look_up(place)
+            if self.endpoints:
+                self._looked_up.set()  # a caller need not wait for the other names
         self._looked_up.set()
 
     async def _look_up(self, place: Place) -> None:
         try:
             addresses = await self._transport.look_up(place.host, place.port)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # a label that is empty or too long cannot be encoded
             # What was found earlier stays: a resolver that is down must not take the hop with it.
             if not any(member.place is place for member in self._members.values()):
                 self._not_found(place, error)
@@ -227,7 +250,7 @@ class Balancer:
             self._join(place, address)
         self._leave(place, frozenset(addresses))
 
-    def _not_found(self, place: Place, error: OSError) -> None:
+    def _not_found(self, place: Place, error: OSError | UnicodeError) -> None:
         before = self._unknown_names.get(place.written)
         if before is None or before.health != UNREACHABLE:
             log.warning("an endpoint's name cannot be looked up", extra=fields(hop=self._hop, endpoint=place.written))
@@ -235,11 +258,13 @@ class Balancer:
                 place.written,
                 health=UNREACHABLE,
                 since=time.monotonic(),
-                reason=f"The name {place.host} cannot be looked up: {error.strerror or 'no answer'}.",
+                reason=f"The name {place.host} cannot be looked up: {getattr(error, 'strerror', None) or 'no answer'}.",
                 reason_code="NAME_NOT_FOUND",
             )
 
     def _join(self, place: Place, address: str) -> None:
+        if self.stopped:
+            return  # a look-up that took long came back after the end
         if (member := self._members.get(address)) is not None:
             member.named_at = time.monotonic()
             return
@@ -254,7 +279,7 @@ class Balancer:
         )
         end_watch = self._transport.spawn(partial(self._probe.watch, endpoint), f"probe {address}")
         self._members[address] = _Member(endpoint, end_watch, place)
-        self.endpoints = tuple(each.endpoint for each in self._members.values())
+        self._publish()
 
     def _leave(self, place: Place, named: frozenset[str]) -> None:
         lately = time.monotonic() - LINGER_SECONDS
@@ -266,16 +291,22 @@ class Balancer:
             del self._members[address]
             self._leaving.append(member.endpoint)
             member.endpoint.leave()
-            member.endpoint.forget()
             log.info("an endpoint left", extra=fields(hop=self._hop, endpoint=place.written, address=address))
-        self.endpoints = tuple(each.endpoint for each in self._members.values())
+        self._publish()
+
+    def _publish(self) -> None:
+        with self._lock:
+            if not self.stopped:
+                self.endpoints = tuple(each.endpoint for each in self._members.values())
 
     async def _close_what_left(self) -> None:
         """Close the connections of endpoints that left, once their last call is done."""
-        done = [endpoint for endpoint in self._leaving if endpoint.in_flight == 0]
-        self._leaving = [endpoint for endpoint in self._leaving if endpoint.in_flight]
+        with self._lock:
+            done = [endpoint for endpoint in self._leaving if endpoint.in_flight == 0]
         for endpoint in done:
+            self._leaving.remove(endpoint)
             await self._transport.close_channel(endpoint.channel)
+            endpoint.forget()
 
 
 class BalancedChannel:

@@ -84,6 +84,8 @@ def _refuse_malformed(endpoint: str) -> None:
         return
     if "://" in endpoint and not endpoint.startswith("dns:"):
         raise SettingsError(f"{endpoint} is a URL; a hop takes host:port or dns:///name:port, without http://.")
+    if endpoint.startswith("dns:") and not endpoint.startswith("dns:///"):
+        raise SettingsError(f"{endpoint} names a resolver; write dns:///name:port, for the system's own.")
     host, _, port = endpoint.removeprefix("dns:///").rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise SettingsError(f"{endpoint} names no host or no port: write host:port, for example 127.0.0.1:50051.")

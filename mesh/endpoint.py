@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -72,6 +73,8 @@ class Endpoint:
         self.in_flight = 0
         self.busy_until = 0.0
         self._gone = False
+        # What the probe hears, and what is asked beside it, come in by two threads of a synchronous client.
+        self._lock = threading.Lock()
         self.failure: MeshError | None = None
         self._hop = hop
         self._ejected = False
@@ -106,14 +109,23 @@ class Endpoint:
             return (5, self.in_flight)
         return None
 
-    def permit(self) -> AbstractContextManager[Permit | None]:
-        """Around one call: its outcome decides whether the endpoint is ejected."""
-        self._calls.inc()
+    def permit(self, *, alone: bool) -> AbstractContextManager[Permit | None]:
+        """Around one call: its outcome decides whether the endpoint is ejected.
+
+        Alone it cannot be ejected, and the hop's own breaker sees the same calls; but one that was ejected before the
+        others left is taken back by its calls.
+        """
+        if alone and not self._ejected:
+            return nullcontext()
         try:
             return self.breaker.guard()
         except CircuitOpen:
             # It was chosen although it is ejected, because none is better: then the hop's own breaker judges.
             return nullcontext()
+
+    def count_call(self) -> None:
+        """A call is on its way there."""
+        self._calls.inc()
 
     def leave(self) -> None:
         """It is no longer one of the hop's: its probe ends."""
@@ -141,6 +153,19 @@ class Endpoint:
             failure: why it does not serve, typed; callers get it.
             detail: the core's own words; they name addresses and stay in the log and the status.
         """
+        with self._lock:
+            began = not self._gone and self._take(health, failure, detail)
+        if began:
+            self.breaker.peer_is_serving()
+        return began
+
+    def explain(self, failure: MeshError) -> None:
+        """Take the reason why it does not serve, where it still does not."""
+        with self._lock:
+            if self._health.health == NOT_SERVING and not self._gone:
+                self._take(NOT_SERVING, failure, "")
+
+    def _take(self, health: str, failure: MeshError | None, detail: str) -> bool:
         before = self._health
         now = time.monotonic()
         changed = before.health != health
@@ -162,8 +187,6 @@ class Endpoint:
                 "endpoint changed", extra=fields(endpoint=before.address, hop=self._hop, health=health, reason=reason)
             )
             ENDPOINT_SERVING.labels(self._hop, before.address).set(health == SERVING)
-        if changed and health == SERVING:
-            self.breaker.peer_is_serving()
         return changed and health == SERVING
 
     def status(self) -> EndpointHealth:
@@ -189,7 +212,7 @@ class Endpoint:
 
     def _breaker_moved(self, move: Transition) -> None:
         ejected = move.after is not BreakerState.CLOSED
-        if ejected == self._ejected:
+        if ejected == self._ejected or self._gone:
             return
         self._ejected = ejected
         ENDPOINT_EJECTED.labels(self._hop, self._health.address).set(ejected)

@@ -21,8 +21,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -33,7 +34,7 @@ from mesh.channel import CLIENT_OPTIONS, Target, endpoints_of, message_size_opti
 from mesh.context import Priority, current_call
 from mesh.deadline import Deadline
 from mesh.endpoint import Endpoint, EndpointHealth
-from mesh.errors import MeshError
+from mesh.errors import MeshError, Overloaded, Unavailable
 from mesh.hop_status import HopStatus, Latencies, Meter
 from mesh.outgoing import Outgoing
 from mesh.repetition import may_be_repeated, may_have_been_the_connection
@@ -54,7 +55,7 @@ from mesh.telemetry import (
     fields,
     get_logger,
 )
-from mesh.transport import Transport, relay
+from mesh.transport import Transport
 from mesh.wire import from_rpc_error
 
 __all__ = ["Hop", "HopSettings", "HopStatus"]
@@ -153,11 +154,10 @@ class Hop:
 
         Raises:
             Overloaded: too many calls are in flight.
-            CircuitOpen: the breaker is open.
+            CircuitOpen: the breaker is open, or another call is probing.
         """
         self.limiter.require_room(priority)
-        with self.breaker.pass_by():
-            return
+        self.breaker.require()
 
     async def close(self) -> None:
         """End the probes and every call."""
@@ -185,7 +185,11 @@ class Hop:
         deadline = deadline or self._default_deadline()
         # The breaker is asked inside the limiter: a probe's place taken and then refused would never be given back.
         admit = self.breaker.guard if evidence else self.breaker.pass_by
-        with self._observe(method, sampled=evidence), self.limiter.slot(_priority()), admit():
+        with (
+            self._observe(method, sampled=evidence),
+            self.limiter.slot(_priority(), seconds=deadline.remaining()),
+            admit(),
+        ):
             deadline.require()
             balancer = await self._ready(deadline)
             self._budget.record_call()
@@ -193,7 +197,7 @@ class Hop:
             avoid: Sequence[Endpoint] = ()
             while True:
                 try:
-                    with balancer.attempt(avoid) as attempt:
+                    with balancer.attempt(avoid, evidence=evidence) as attempt, self._translate(balancer, deadline):
                         tried.append(attempt.endpoint)
                         return await self._send(method, request, attempt, deadline)
                 except MeshError as error:
@@ -203,13 +207,12 @@ class Hop:
 
     async def _send(self, method: BalancedMethod, request: Any, attempt: Attempt, deadline: Deadline) -> Any:
         timeout = min(deadline.remaining(), self.settings.attempt_timeout_seconds)
-        with self._translate(deadline):
-            stub = method.on(attempt.endpoint)
-            return await self.transport.unary(stub, request, timeout=timeout, metadata=_metadata())
+        stub = method.on(attempt.endpoint)
+        return await self.transport.unary(stub, request, timeout=timeout, metadata=_metadata())
 
     async def stream(
         self, method: BalancedMethod, request: Any, *, deadline: Deadline | None = None
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """One request, or several, and a stream of replies. Closing it cancels the call.
 
         A stream ends at the deadline alone: its attempt has no other limit, since a long answer is not a slow one.
@@ -223,7 +226,11 @@ class Hop:
         deadline = deadline or self._default_deadline()
         if isinstance(request, AsyncIterable) and not isinstance(request, Outgoing):
             request = Outgoing(request)
-        with self._observe(method), self.limiter.slot(_priority()), self.breaker.guard() as permit:
+        with (
+            self._observe(method),
+            self.limiter.slot(_priority(), seconds=deadline.remaining()),
+            self.breaker.guard() as permit,
+        ):
             deadline.require()
             balancer = await self._ready(deadline)
             self._budget.record_call()
@@ -234,12 +241,13 @@ class Hop:
                 try:
                     with balancer.attempt(avoid) as attempt:
                         tried.append(attempt.endpoint)
-                        async for reply in relay(self._replies(method, request, attempt, deadline)):
-                            if not answered:
-                                answered = True
-                                permit.peer_answered()
-                                attempt.peer_answered()
-                            yield reply
+                        async with aclosing(self._replies(method, request, attempt, deadline)) as replies:
+                            async for reply in replies:
+                                if not answered:
+                                    answered = True
+                                    permit.peer_answered()
+                                    attempt.peer_answered()
+                                yield reply
                         return
                 except MeshError as error:
                     if answered or (isinstance(request, Outgoing) and not request.repeatable):
@@ -250,15 +258,15 @@ class Hop:
 
     async def _replies(
         self, method: BalancedMethod, request: Any, attempt: Attempt, deadline: Deadline
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         stub = method.on(attempt.endpoint)
-        uploads = isinstance(request, Outgoing) and request.header is not None
-        send = self.transport.upload if uploads else self.transport.stream
         try:
-            with self._translate(deadline):
-                replies = send(stub, request, timeout=deadline.remaining(), metadata=_metadata())
-                async for reply in relay(replies):
-                    yield reply
+            with self._translate(attempt.balancer, deadline) as outcome:
+                sent = self.transport.stream(stub, request, timeout=deadline.remaining(), metadata=_metadata())
+                async with aclosing(sent) as replies:
+                    async for reply in replies:
+                        outcome.answered = True
+                        yield reply
         except (MeshError, asyncio.CancelledError):
             # gRPC reports it as its own cancelling, or as an unknown error.
             if isinstance(request, Outgoing) and request.failure is not None:
@@ -272,7 +280,7 @@ class Hop:
         balancer = self._balancer
         if balancer is None or not tried or not may_be_repeated(error, idempotent=method.name in self._idempotent):
             return False
-        if balancer.has_another(tried):
+        if balancer.has_another(tried, idle=isinstance(error, Overloaded)):
             allowed = len(tried) < MOST_ATTEMPTS
         else:
             allowed = len(tried) == 1 and may_have_been_the_connection(error)
@@ -284,9 +292,11 @@ class Hop:
         """Count it, and return the endpoints that it leaves out: none of them, where there is but one."""
         self._retries += 1
         HOP_RETRIES.labels(self.name, method.name, error.code).inc()
-        if self._balancer is not None and self._balancer.has_another(tried):
+        balancer = self._balancer
+        if balancer is None or balancer.has_another(tried):
             return tried
-        await self.transport.sleep(RECONNECT_PAUSE_SECONDS)
+        with self._translate(balancer):
+            await self.transport.sleep(RECONNECT_PAUSE_SECONDS)
         return ()
 
     def status(self) -> HopStatus:
@@ -309,7 +319,7 @@ class Hop:
         with self._starting:
             if self._balancer is None:
                 self.transport.start()
-                self._balancer = Balancer(
+                balancer = Balancer(
                     hop=self.name,
                     service=self.service,
                     endpoints=self._endpoints,
@@ -318,7 +328,8 @@ class Hop:
                     new_breaker=self._new_breaker,
                     on_serving=self.breaker.peer_is_serving,
                 )
-                self._balancer.start()
+                balancer.start()
+                self._balancer = balancer
             return self._balancer
 
     async def _ready(self, deadline: Deadline) -> Balancer:
@@ -363,13 +374,28 @@ class Hop:
         return self._meters[method]
 
     @contextmanager
-    def _translate(self, deadline: Deadline) -> Iterator[None]:
+    def _translate(self, balancer: Balancer, deadline: Deadline | None = None) -> Iterator[_Outcome]:
+        outcome = _Outcome()
         try:
-            yield
+            yield outcome
         except grpc.RpcError as error:
-            # gRPC's clock and ours differ by a little, and a timeout fires a moment before the deadline itself.
-            up = deadline.remaining() < 0.05 and not deadline.imposed
+            # gRPC's clock and ours differ by a little, and a timeout fires a moment before the deadline itself. A peer
+            # that was answering when our own limit came has not failed.
+            is_up = deadline is not None and deadline.remaining() < 0.05
+            up = is_up and (outcome.answered or not (deadline and deadline.imposed))
             raise from_rpc_error(error, hop=self.name, caller_time_is_up=up) from error
+        except asyncio.CancelledError:
+            if balancer.stopped and not _task_is_cancelled():
+                raise self._closed() from None
+            raise
+        except (ValueError, grpc.aio.UsageError) as error:
+            if "closed" in str(error).lower() and "channel" in str(error).lower():
+                raise self._closed() from None
+            raise
+
+    def _closed(self) -> Unavailable:
+        """What gRPC calls cancelled, or a closed channel, where nobody cancelled."""
+        return Unavailable("The client was closed while the call was under way.", reason="CLIENT_CLOSED", hop=self.name)
 
     def _breaker_moved(self, moved: Transition) -> None:
         BREAKER_STATE.labels(self.name).set(_STATE_NUMBER[moved.after])
@@ -379,6 +405,22 @@ class Hop:
             "breaker moved",
             extra=fields(hop=self.name, before=moved.before.value, after=moved.after.value, reason=moved.reason),
         )
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What is known of a call that is under way."""
+
+    answered: bool = False
+
+
+def _task_is_cancelled() -> bool:
+    """Whether somebody asked this task to end; a thread of the synchronous stack is none."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return False
+    return task is not None and task.cancelling() > 0
 
 
 def _metadata() -> tuple[tuple[str, str], ...]:

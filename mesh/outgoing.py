@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable
 from typing import Any
 
 
@@ -30,11 +30,16 @@ class Outgoing:
         """Whether another peer can still be given the whole of it."""
         return self.header is not None and not self.begun
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
+    async def messages(self) -> AsyncGenerator[Any, None]:
+        """The messages after the header, once. Closing it closes the caller's iterator."""
         self.begun = True
+        iterator = aiter(self._messages)
         try:
-            async for message in self._messages:
+            async for message in iterator:
                 yield message
         except Exception as error:
             self.failure = error
             raise
+        finally:
+            if isinstance(iterator, AsyncGenerator):
+                await iterator.aclose()

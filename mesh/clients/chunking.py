@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from mesh.errors import Unavailable
 from mesh.outgoing import Outgoing
 from mesh.pb.chunking.v1 import chunking_pb2 as pb
 from mesh.pb.chunking.v1.chunking_pb2_grpc import ChunkingServiceStub
-from mesh.transport import as_async, relay
+from mesh.transport import as_async
 
 FRAME_BYTES = 1024 * 1024
 
@@ -196,12 +197,13 @@ class AsyncChunkingServiceClient(AsyncClient):
         upload = Outgoing(frames, header=pb.ChunkRequest(header=header))
         finish: ChunkFinish | None = None
         # Read to the end also after the finish: a stream that is left early counts as cancelled, not as answered.
-        async for reply in relay(self.hop.stream(self._stub.Chunk, upload, deadline=deadline)):
-            event = _event_from_wire(reply)
-            if isinstance(event, ChunkFinish):
-                finish = event
-            else:
-                yield event
+        async with aclosing(self.hop.stream(self._stub.Chunk, upload, deadline=deadline)) as replies:
+            async for reply in replies:
+                event = _event_from_wire(reply)
+                if isinstance(event, ChunkFinish):
+                    finish = event
+                else:
+                    yield event
         if finish is None:
             raise _broken(self.hop_name)
         yield finish
@@ -222,11 +224,12 @@ class AsyncChunkingServiceClient(AsyncClient):
         frames = _frames(lambda data: pb.ConvertRequest(data=data), document)
         upload = Outgoing(frames, header=pb.ConvertRequest(header=first))
         finished = False
-        async for reply in relay(self.hop.stream(self._stub.Convert, upload, deadline=deadline)):
-            if reply.WhichOneof("frame") == "finish":
-                finished = True
-            else:
-                yield reply.data
+        async with aclosing(self.hop.stream(self._stub.Convert, upload, deadline=deadline)) as replies:
+            async for reply in replies:
+                if reply.WhichOneof("frame") == "finish":
+                    finished = True
+                else:
+                    yield reply.data
         if not finished:
             raise _broken(self.hop_name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from mesh.clients.base import AsyncClient, SyncClient, whole_characters
 from mesh.deadline import Deadline
 from mesh.pb.embedding.v1 import embedding_pb2 as pb
 from mesh.pb.embedding.v1.embedding_pb2_grpc import EmbeddingServiceStub
-from mesh.transport import as_async, relay
+from mesh.transport import as_async
 
 if TYPE_CHECKING:
     import numpy as np
@@ -215,8 +216,9 @@ class AsyncEmbeddingServiceClient(AsyncClient):
                     request = _to_wire(inputs, options)
                 yield pb.EmbedStreamRequest(request=request)
 
-        async for reply in relay(self.hop.stream(self._stub.EmbedStream, frames(), deadline=deadline)):
-            yield Embeddings.from_wire(reply.response)
+        async with aclosing(self.hop.stream(self._stub.EmbedStream, frames(), deadline=deadline)) as replies:
+            async for reply in replies:
+                yield Embeddings.from_wire(reply.response)
 
     async def info(self, *, deadline: Deadline | None = None) -> EmbeddingInfo:
         """What the worker serves. Raises MeshError."""

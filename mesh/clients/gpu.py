@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,6 @@ from mesh.clients.base import AsyncClient, SyncClient
 from mesh.deadline import Deadline
 from mesh.pb.gpu.v1 import gpu_pb2 as pb
 from mesh.pb.gpu.v1.gpu_pb2_grpc import GpuServiceStub
-from mesh.transport import relay
 
 A_DAY_SECONDS = 24 * 3600.0
 
@@ -108,8 +108,9 @@ class AsyncGPUServiceClient(AsyncClient):
         """The state now and again every interval, until you stop reading (at most a day). Raises MeshError."""
         request = pb.WatchGpuStatusRequest(interval_ms=round(interval_seconds * 1000))
         deadline = deadline or Deadline.after(A_DAY_SECONDS)
-        async for reply in relay(self.hop.stream(self._stub.WatchGpuStatus, request, deadline=deadline)):
-            yield _status_from_wire(reply.status)
+        async with aclosing(self.hop.stream(self._stub.WatchGpuStatus, request, deadline=deadline)) as replies:
+            async for reply in replies:
+                yield _status_from_wire(reply.status)
 
     async def info(self, *, deadline: Deadline | None = None) -> GpuInfo:
         """What reads the GPUs. Raises MeshError."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -11,7 +12,6 @@ from mesh.deadline import Deadline
 from mesh.errors import InvalidRequest, Unavailable
 from mesh.pb.llm.v1 import llm_pb2 as pb
 from mesh.pb.llm.v1.llm_pb2_grpc import LlmServiceStub
-from mesh.transport import relay
 
 
 class Role(Enum):
@@ -160,7 +160,9 @@ class AsyncLLMServiceClient(AsyncClient):
     stub_class = LlmServiceStub
     idempotent_methods = ("Info",)
 
-    async def generate(self, request: Generation, *, deadline: Deadline | None = None) -> AsyncIterator[GenerateEvent]:
+    async def generate(
+        self, request: Generation, *, deadline: Deadline | None = None
+    ) -> AsyncGenerator[GenerateEvent, None]:
         """One GenerateHeader, Pieces, one Finish.
 
         Raises:
@@ -171,12 +173,13 @@ class AsyncLLMServiceClient(AsyncClient):
             wire = _to_wire(request)
         finish: Finish | None = None
         # Read to the end also after the finish: a stream that is left early counts as cancelled, not as answered.
-        async for reply in relay(self.hop.stream(self._stub.Generate, wire, deadline=deadline)):
-            event = _event_from_wire(reply)
-            if isinstance(event, Finish):
-                finish = event
-            else:
-                yield event
+        async with aclosing(self.hop.stream(self._stub.Generate, wire, deadline=deadline)) as replies:
+            async for reply in replies:
+                event = _event_from_wire(reply)
+                if isinstance(event, Finish):
+                    finish = event
+                else:
+                    yield event
         if finish is None:
             raise Unavailable("The answer ended before it was whole.", reason="BROKEN_STREAM", hop=self.hop_name)
         yield finish
@@ -185,21 +188,22 @@ class AsyncLLMServiceClient(AsyncClient):
         """The whole answer at once. Raises MeshError."""
         header = GenerateHeader("", 0)
         pieces: list[str] = []
-        async for event in relay(self.generate(request, deadline=deadline)):
-            match event:
-                case GenerateHeader():
-                    header = event
-                case Piece():
-                    pieces.append(event.text)
-                case Finish():
-                    return Completion(
-                        header.model,
-                        header.created_unix_seconds,
-                        "".join(pieces),
-                        event.reason,
-                        event.usage,
-                        event.timings,
-                    )
+        async with aclosing(self.generate(request, deadline=deadline)) as events:
+            async for event in events:
+                match event:
+                    case GenerateHeader():
+                        header = event
+                    case Piece():
+                        pieces.append(event.text)
+                    case Finish():
+                        return Completion(
+                            header.model,
+                            header.created_unix_seconds,
+                            "".join(pieces),
+                            event.reason,
+                            event.usage,
+                            event.timings,
+                        )
         raise AssertionError("generate ends with Finish or raises")
 
     async def info(self, *, deadline: Deadline | None = None) -> LLMInfo:

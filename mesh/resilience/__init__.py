@@ -1,5 +1,8 @@
 """What keeps a hop from being hurt, one concern per file; none knows gRPC.
 
+Their locks can be taken again by the thread that holds them: the garbage collector may end an abandoned stream
+anywhere, also in a thread that is just inside, and a stream's end gives its place back.
+
 Use them alone in one line each::
 
     breaker = CircuitBreaker(failure_threshold=5, timeout=60)

@@ -135,7 +135,7 @@ class CircuitBreaker:
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311 - spreads probes over time; nothing secret
         self._window = SlidingWindow(self._policy.window_seconds, clock)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # see mesh.resilience
         self._state = BreakerState.CLOSED
         self._since = clock()
         self._epoch = 0
@@ -167,6 +167,12 @@ class CircuitBreaker:
             self._probing = self._state is BreakerState.HALF_OPEN
             return Permit(self, self._epoch, self._clock())
 
+    def require(self) -> None:
+        """Raise CircuitOpen where ``guard`` would, and take nothing."""
+        with self._lock:
+            if not self._admits():
+                raise self._rejection()
+
     def pass_by(self) -> AbstractContextManager[None]:
         """Let a call through that says nothing about the peer's work: it takes no probe's place and settles nothing.
 
@@ -179,9 +185,13 @@ class CircuitBreaker:
         return nullcontext()
 
     def peer_is_serving(self) -> None:
-        """Tell it that the peer's health says SERVING: an open breaker lets a probe through now."""
+        """Tell it that the peer's health says SERVING: an open breaker lets a probe through now.
+
+        The back-off begins anew: a peer that has come back is not the one whose probes failed.
+        """
         with self._lock:
             if self._state is BreakerState.OPEN:
+                self._failed_probes = 0
                 self._move(BreakerState.HALF_OPEN, Cause.PEER_SERVING, "health probe says SERVING")
 
     def snapshot(self) -> BreakerSnapshot:

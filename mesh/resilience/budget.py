@@ -30,7 +30,7 @@ class RetryBudget:
             raise ValueError("ratio and floor must not be negative")
         self._ratio = ratio
         self._floor = floor
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # see mesh.resilience
         self._calls = SlidingWindow(window_seconds, clock)
         self._retries = SlidingWindow(window_seconds, clock)
 
@@ -42,7 +42,7 @@ class RetryBudget:
     def take(self) -> bool:
         """Whether one more retry may be sent now. A yes is counted as sent."""
         with self._lock:
-            if self._retries.counts().calls >= max(self._floor, self._ratio * self._calls.counts().calls):
+            if self._retries.counts().calls + 1 > max(self._floor, self._ratio * self._calls.counts().calls):
                 return False
             self._retries.record()
             return True

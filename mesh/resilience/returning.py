@@ -26,7 +26,7 @@ class ReturnSchedule:
         self._clock = clock
         self._shortest = shortest_seconds
         self._longest = longest_seconds
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # see mesh.resilience
         self._next_free = clock()
 
     def next(self, work_seconds: float, backlog_seconds: float = 0.0) -> float:

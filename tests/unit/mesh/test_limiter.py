@@ -109,7 +109,6 @@ def test_it_never_shrinks_below_its_minimum(priority: Priority) -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        Overloaded("the caller has no time", reason="QUEUE_LONGER_THAN_DEADLINE"),
         GpuOutOfMemory("one item is too large"),
         InvalidRequest("bad"),
         Unavailable("down"),
@@ -119,13 +118,47 @@ def test_it_never_shrinks_below_its_minimum(priority: Priority) -> None:
     ids=lambda error: getattr(error, "reason", type(error).__name__),
 )
 def test_what_does_not_mean_too_many_neither_shrinks_nor_leaks(error: BaseException) -> None:
-    """A caller's short deadline, an item too large for the device, a bad request: the place comes back, that is all."""
+    """An item too large for the device, a bad request: the place comes back, that is all."""
     limiter = AdaptiveLimiter(initial=10, clock=FakeClock())
     for priority in Priority:
         for _ in range(100):
             end(limiter.slot(priority), error)
     assert (limiter.limit, limiter.bulk_limit) == (10, 7)
     assert (limiter.in_flight, limiter.bulk_in_flight) == (0, 0)
+
+
+@pytest.mark.parametrize("priority", Priority)
+def test_a_queue_longer_than_a_deadline_is_too_much_only_where_the_deadline_was_not_short(priority: Priority) -> None:
+    """One caller in a hurry must not empty the hop for all; where callers have as much time as calls take, it does."""
+    clock = FakeClock()
+    limiter = AdaptiveLimiter(initial=20, clock=clock)
+    for _ in range(50):
+        slots = fill(limiter, priority)
+        clock.advance(1)
+        end_all(slots)
+    before = (limiter.limit, limiter.bulk_limit)
+    late = Overloaded("no time", reason="QUEUE_LONGER_THAN_DEADLINE")
+    for _ in range(20):
+        end(limiter.slot(priority, seconds=0.1), late)
+    assert (limiter.limit, limiter.bulk_limit) == before
+    slots = fill(limiter, priority)
+    end(slots.pop())
+    end(limiter.slot(priority, seconds=2.0), late)
+    end_all(slots, InvalidRequest("bad"))
+    assert len(fill(limiter, priority)) < len(slots)
+
+
+def test_one_late_answer_alone_does_not_narrow_the_hop_and_old_news_gives_way() -> None:
+    """A single oversized call at night must not refuse the morning's callers."""
+    clock = FakeClock()
+    limiter = AdaptiveLimiter(clock=clock)
+    end(limiter.slot(), AttemptTimedOut("late"))
+    assert limiter.limit == 256
+    for _ in range(100):
+        end(limiter.slot(), Overloaded("another client has filled the worker"))
+    assert limiter.limit < 16
+    clock.advance(6)
+    assert len(take(limiter, 64)) == 64
 
 
 def test_it_grows_by_about_one_per_round_while_it_is_in_use_and_never_above_its_maximum() -> None:
@@ -194,11 +227,11 @@ def test_refused_callers_are_told_to_come_back_one_after_another() -> None:
     """Ten in flight that take two seconds each are five a second: the refused are 0.2 s apart."""
     clock = FakeClock()
     limiter = AdaptiveLimiter(initial=10, maximum=10, clock=clock)
-    for _ in range(20):
-        slots = take(limiter, 10)
-        clock.advance(2)
-        end_all(slots)
-    take(limiter, 10)
+    slots = take(limiter, 10)
+    for _ in range(100):
+        clock.advance(0.2)
+        end(slots.pop(0))
+        slots += take(limiter, 1)
     told = []
     for _ in range(11):
         with pytest.raises(Overloaded) as caught:
