@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Outgoing:
@@ -33,13 +36,21 @@ class Outgoing:
     async def messages(self) -> AsyncGenerator[Any, None]:
         """The messages after the header, once. Closing it closes the caller's iterator."""
         self.begun = True
-        iterator = aiter(self._messages)
         try:
-            async for message in iterator:
-                yield message
+            async with taken(self._messages) as messages:
+                async for message in messages:
+                    yield message
         except Exception as error:
             self.failure = error
             raise
-        finally:
-            if isinstance(iterator, AsyncGenerator):
-                await iterator.aclose()
+
+
+@asynccontextmanager
+async def taken(items: AsyncIterable[T]) -> AsyncIterator[AsyncIterator[T]]:
+    """An iterator over ``items``, closed with the block where it can be: who is given a stream ends it."""
+    iterator = aiter(items)
+    try:
+        yield iterator
+    finally:
+        if isinstance(iterator, AsyncGenerator):
+            await iterator.aclose()

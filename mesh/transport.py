@@ -180,7 +180,8 @@ class AioTransport:
 
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> Callable[[], Awaitable[None]]:
         """Run ``work`` as a task."""
-        task = asyncio.create_task(work(), name=name)
+        loop = asyncio.get_running_loop()  # before the coroutine is made, which would be left unawaited
+        task = loop.create_task(work(), name=name)
 
         async def end() -> None:
             task.cancel()

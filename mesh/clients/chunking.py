@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from mesh.clients.base import AsyncClient, SyncClient, whole_characters
 from mesh.deadline import Deadline
 from mesh.errors import Unavailable
-from mesh.outgoing import Outgoing
+from mesh.outgoing import Outgoing, taken
 from mesh.pb.chunking.v1 import chunking_pb2 as pb
 from mesh.pb.chunking.v1.chunking_pb2_grpc import ChunkingServiceStub
 from mesh.transport import as_async
@@ -176,7 +176,7 @@ class AsyncChunkingServiceClient(AsyncClient):
         options: ChunkOptions | None = None,
         *,
         deadline: Deadline | None = None,
-    ) -> AsyncIterator[ChunkEvent]:
+    ) -> AsyncGenerator[ChunkEvent, None]:
         """Chunks in reading order, progress between them, and one ChunkFinish at the end.
 
         Raises:
@@ -214,7 +214,7 @@ class AsyncChunkingServiceClient(AsyncClient):
         header: DocumentHeader | None = None,
         *,
         deadline: Deadline | None = None,
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Docling's own document as JSON bytes, piece by piece. Raises MeshError, also when the stream is broken."""
         header = header or DocumentHeader()
         with whole_characters():
@@ -287,12 +287,13 @@ def _readable(document: bytes | Iterable[bytes]) -> bytes | AsyncIterable[bytes]
     return document if isinstance(document, bytes) else as_async(document)
 
 
-async def _frames(frame: Callable[[bytes], Any], document: bytes | AsyncIterable[bytes]) -> AsyncIterator[Any]:
+async def _frames(frame: Callable[[bytes], Any], document: bytes | AsyncIterable[bytes]) -> AsyncGenerator[Any, None]:
     """The document in frames that fit: a piece of any size is cut, so that no message is too large."""
     pieces = as_async([document]) if isinstance(document, bytes) else document
-    async for piece in pieces:
-        for start in range(0, len(piece), FRAME_BYTES):
-            yield frame(piece[start : start + FRAME_BYTES])
+    async with taken(pieces) as opened:
+        async for piece in opened:
+            for start in range(0, len(piece), FRAME_BYTES):
+                yield frame(piece[start : start + FRAME_BYTES])
 
 
 def _event_from_wire(reply: pb.ChunkResponse) -> ChunkEvent:

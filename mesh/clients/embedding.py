@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import Enum
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mesh.clients.base import AsyncClient, SyncClient, whole_characters
 from mesh.deadline import Deadline
+from mesh.outgoing import taken
 from mesh.pb.embedding.v1 import embedding_pb2 as pb
 from mesh.pb.embedding.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from mesh.transport import as_async
@@ -204,17 +205,18 @@ class AsyncEmbeddingServiceClient(AsyncClient):
         options: EmbedOptions | None = None,
         *,
         deadline: Deadline | None = None,
-    ) -> AsyncIterator[Embeddings]:
+    ) -> AsyncGenerator[Embeddings, None]:
         """One result per batch, in the order of the batches, while later batches are still being sent.
 
         Every batch obeys the limits of ``embed``. Raises MeshError; results already given stay valid.
         """
 
-        async def frames() -> AsyncIterator[pb.EmbedStreamRequest]:
-            async for inputs in batches:
-                with whole_characters():
-                    request = _to_wire(inputs, options)
-                yield pb.EmbedStreamRequest(request=request)
+        async def frames() -> AsyncGenerator[pb.EmbedStreamRequest, None]:
+            async with taken(batches) as opened:
+                async for inputs in opened:
+                    with whole_characters():
+                        request = _to_wire(inputs, options)
+                    yield pb.EmbedStreamRequest(request=request)
 
         async with aclosing(self.hop.stream(self._stub.EmbedStream, frames(), deadline=deadline)) as replies:
             async for reply in replies:

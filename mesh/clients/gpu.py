@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -104,7 +104,7 @@ class AsyncGPUServiceClient(AsyncClient):
 
     async def watch_gpu_status(
         self, *, interval_seconds: float = 1.0, deadline: Deadline | None = None
-    ) -> AsyncIterator[GpuStatus]:
+    ) -> AsyncGenerator[GpuStatus, None]:
         """The state now and again every interval, until you stop reading (at most a day). Raises MeshError."""
         request = pb.WatchGpuStatusRequest(interval_ms=round(interval_seconds * 1000))
         deadline = deadline or Deadline.after(A_DAY_SECONDS)

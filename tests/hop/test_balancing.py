@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 
@@ -14,7 +14,7 @@ from mesh.clients.embedding import AsyncEmbeddingServiceClient
 from mesh.clients.llm import AsyncLLMServiceClient
 from mesh.deadline import Deadline
 from mesh.endpoint import NOT_SERVING, SERVING, UNREACHABLE
-from mesh.errors import Internal, InvalidRequest, MeshError, Overloaded, Unavailable
+from mesh.errors import DeadlineExceeded, Internal, InvalidRequest, MeshError, Overloaded, Unavailable
 from mesh.hop import HopSettings
 from mesh.testing import ScriptedEmbedding, serve
 from mesh.testing.embedding import HANG, Step, vector_of
@@ -347,3 +347,99 @@ class _Cutter:
             pass
         finally:
             writer.close()
+
+
+async def test_info_neither_ejects_an_endpoint_nor_takes_it_back() -> None:
+    """A worker that tells its model while its engine fails is found by its work alone."""
+    async with fleet([Internal("broken")] * 1000, [], breaker_timeout_seconds=60.0) as two:
+        for _ in range(60):
+            with suppress(Internal):
+                await two.client.embed(["x"])
+            await two.client.info()
+        assert [each.ejected for each in two.client.hop.status().endpoints] == [True, False]
+        assert two.client.hop.status().breaker.times_opened == 0
+
+
+async def test_when_all_are_busy_the_budget_is_kept_for_what_is_lost() -> None:
+    """A second attempt at a peer that just said it is full would be in vain."""
+    busy: list[Step] = [Overloaded("full", retry_after=5.0)] * 200
+    async with fleet(busy, list(busy)) as two:
+        assert len(await two.ask(100)) == 100
+        assert two.client.hop.status().retries <= 1
+
+
+async def test_a_caller_in_a_hurry_starves_no_endpoint() -> None:
+    """What is too late for one is in time for others."""
+    late: Step = Overloaded("no time", reason="QUEUE_LONGER_THAN_DEADLINE", retry_after=5.0)
+    async with fleet([late], [late]) as two:
+        await two.ask(2)
+        assert await two.ask(40) == []
+        assert min(two.calls) >= 18
+
+
+async def test_questions_between_do_not_put_the_turns_out_of_step() -> None:
+    """Info before every call: both endpoints still work alike."""
+    async with fleet([], []) as two:
+        for _ in range(30):
+            await two.client.info()
+            await two.client.embed(["a"])
+        assert two.calls == [15, 15]
+
+
+class _HangingName(AioTransport):
+    """A transport whose resolver hangs until it is released, or cannot encode the name."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.released = asyncio.Event()
+
+    async def look_up(self, host: str, port: int) -> tuple[str, ...]:
+        """Waits, or fails."""
+        if self.error is not None:
+            raise self.error
+        await self.released.wait()
+        return ()
+
+
+@pytest.mark.parametrize("error", [None, UnicodeError("label empty or too long")], ids=["hangs", "impossible"])
+async def test_a_name_that_cannot_be_looked_up_holds_up_no_call_to_an_address(error: Exception | None) -> None:
+    """Whoever serves is used at once."""
+    async with serve([ScriptedEmbedding().capability()]) as running:
+        client = AsyncEmbeddingServiceClient([running.target, "worker:5"], transport=_HangingName(error))
+        async with client:
+            await until(lambda: client.hop.status().serving)
+            started = time.monotonic()
+            await client.embed(["a"], deadline=Deadline.after(2.0))
+            assert time.monotonic() - started < 0.5
+
+
+async def test_callers_who_cannot_wait_for_the_first_look_up_say_nothing_about_the_peer() -> None:
+    """Their time is up; no breaker opens."""
+    async with AsyncEmbeddingServiceClient("worker:5", transport=_HangingName()) as client:
+        for _ in range(6):
+            with pytest.raises(DeadlineExceeded):
+                await client.embed(["a"], deadline=Deadline.after(0.02))
+        assert client.hop.status().breaker.times_opened == 0
+
+
+class _StumblingTransport(AioTransport):
+    """A transport on which the first streams cannot be begun."""
+
+    stumbles = 3
+
+    async def stream(
+        self, method: object, request: object, *, timeout: float, metadata: object
+    ) -> AsyncGenerator[object, None]:
+        """Fails at first in a way that nobody foresaw."""
+        if self.stumbles:
+            self.stumbles -= 1
+            raise RuntimeError("can't start new thread")
+        async for reply in super().stream(method, request, timeout=timeout, metadata=()):
+            yield reply
+
+
+async def test_a_watch_begins_again_whatever_ends_it() -> None:
+    """For ever means for ever."""
+    async with serve([ScriptedEmbedding().capability()]) as running:
+        async with AsyncEmbeddingServiceClient(running.target, transport=_StumblingTransport()) as client:
+            await until(lambda: client.hop.status().serving)

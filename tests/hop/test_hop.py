@@ -306,3 +306,125 @@ async def test_half_a_character_is_the_callers_to_mend(call: str) -> None:
                 await client.embed(["fine", "half \ud83d of one"])
             else:
                 await anext(client.embed_stream(batches()))
+
+
+async def test_closing_a_client_is_no_cancelling_of_its_callers() -> None:
+    """Whoever waits is told, typed, that the client was closed; only a task that was cancelled is cancelled."""
+    servicer = ScriptedEmbedding([HANG] * 3)
+
+    async def batches() -> AsyncIterator[list[str]]:
+        yield ["a"]
+        await asyncio.Event().wait()
+
+    async def read(client: AsyncEmbeddingServiceClient) -> None:
+        async for _ in client.embed_stream(batches()):
+            pass
+
+    async with serve([servicer.capability()]) as running:
+        client = AsyncEmbeddingServiceClient(running.target)
+        calls = [asyncio.create_task(client.embed(["a"])), asyncio.create_task(read(client))]
+        cancelled = asyncio.create_task(client.embed(["a"]))
+        await until(lambda: servicer.calls == 3)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        await client.close()
+        await asyncio.wait([*calls])
+    assert cancelled.cancelled()
+    for call in calls:
+        error = call.exception()
+        assert isinstance(error, Unavailable)
+        assert error.reason == "CLIENT_CLOSED"
+
+
+async def test_a_stream_that_was_left_has_given_everything_back() -> None:
+    """When closing returns, the place is free, the call is cancelled, and the caller's own iterator is closed."""
+    closed: list[bool] = []
+
+    async def batches() -> AsyncIterator[list[str]]:
+        try:
+            while True:
+                yield ["a"]
+                await asyncio.sleep(0)
+        finally:
+            closed.append(True)
+
+    async with serve([ScriptedEmbedding().capability()]) as running:
+        async with AsyncEmbeddingServiceClient(running.target) as client:
+            stream = client.embed_stream(batches())
+            await anext(stream)
+            assert client.hop.status().in_flight == 1
+            await stream.aclose()
+            assert client.hop.status().in_flight == 0
+            assert client.hop.status().endpoints[0].in_flight == 0
+            assert closed == [True]
+
+
+async def test_a_refused_stream_closes_the_callers_iterator() -> None:
+    """Also where that still waits for its next item."""
+    closed: list[bool] = []
+
+    async def batches() -> AsyncIterator[list[str]]:
+        try:
+            yield ["a"]
+            await asyncio.Event().wait()
+        finally:
+            closed.append(True)
+
+    servicer = ScriptedEmbedding([InvalidRequest("no")])
+    async with serve([servicer.capability()]) as running, AsyncEmbeddingServiceClient(running.target) as client:
+        with pytest.raises(InvalidRequest):
+            async for _ in client.embed_stream(batches()):
+                pass
+        assert closed == [True]
+
+
+async def test_a_stream_that_answers_until_our_own_limit_is_no_failure_of_the_peer() -> None:
+    """Five long answers in a row must not take the hop from everybody else."""
+
+    async def batches() -> AsyncIterator[list[str]]:
+        while True:
+            yield ["a"]
+            await asyncio.sleep(0.02)
+
+    settings = HopSettings(default_deadline_seconds=0.2, failure_threshold=2)
+    async with serve([ScriptedEmbedding().capability()]) as running:
+        async with AsyncEmbeddingServiceClient(running.target, hop=settings) as client:
+            for _ in range(4):
+                with pytest.raises(DeadlineExceeded):
+                    async for _ in client.embed_stream(batches()):
+                        pass
+            assert client.hop.breaker.snapshot().times_opened == 0
+            assert client.hop.limiter.limit == 256
+
+
+def test_a_start_outside_of_a_loop_fails_and_spoils_nothing() -> None:
+    """The same client works once it is started where it can."""
+    client = AsyncEmbeddingServiceClient(NOWHERE)
+    with pytest.raises(RuntimeError):
+        client.start()
+
+    async def use() -> None:
+        async with serve([ScriptedEmbedding().capability()]) as running:
+            other = AsyncEmbeddingServiceClient(running.target)
+            async with other:
+                await other.embed(["a"])
+        with pytest.raises(Unavailable):
+            await client.embed(["a"], deadline=Deadline.after(2.0))
+        await client.close()
+
+    asyncio.run(use())
+
+
+async def test_a_refused_info_is_a_reason_only_where_it_tells_one() -> None:
+    """A busy Info says nothing about why a capability does not serve, and must not narrow the hop."""
+    from dataclasses import replace
+
+    async def broken() -> None:
+        raise Overloaded("no", retry_after=1.0)
+
+    capability = replace(ScriptedEmbedding().capability(), start=broken)
+    async with serve([capability]) as running, AsyncEmbeddingServiceClient(running.target) as client:
+        await until(lambda: client.hop.status().endpoints[0].reason_code == "NOT_SERVING")
+        with pytest.raises(Unavailable):
+            await client.embed(["a"])
+        assert client.hop.limiter.limit == 256

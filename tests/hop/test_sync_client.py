@@ -12,7 +12,7 @@ import pytest
 
 from mesh.clients import EmbeddingServiceClient
 from mesh.deadline import Deadline
-from mesh.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from mesh.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
 from mesh.resilience import CircuitBreaker
 from mesh.testing import ScriptedEmbedding, serve
 from mesh.testing.embedding import HANG, Step, vector_of
@@ -120,3 +120,25 @@ def test_a_name_is_looked_up_before_the_first_call() -> None:
     """The first call waits for it."""
     with serving([]) as target, EmbeddingServiceClient(target.replace("127.0.0.1", "localhost")) as client:
         assert client.generate_embeddings(["a"]).shape == (1, 2)
+
+
+def test_closing_under_a_call_that_is_under_way_is_told() -> None:
+    """A closed client raises, typed; it never returns nothing."""
+    outcomes: list[object] = []
+
+    def ask(client: EmbeddingServiceClient) -> None:
+        try:
+            outcomes.append(client.embed(["a"]))
+        except Unavailable as error:
+            outcomes.append(error.reason)
+
+    with serving([HANG]) as target:
+        client = EmbeddingServiceClient(target)
+        thread = threading.Thread(target=ask, args=(client,))
+        thread.start()
+        while client.hop.status().in_flight == 0:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        client.close()
+        thread.join(10)
+    assert outcomes in (["CLIENT_CLOSED"], ["CONNECTION_LOST"], ["CANCELLED"])
