@@ -107,7 +107,7 @@ async def test_a_client_that_leaves_frees_the_engine(connect: Connect) -> None:
     async for event in answer:
         if getattr(event, "text", ""):
             break
-    await answer.aclose()  # type: ignore[attr-defined]
+    await answer.aclose()
     async with asyncio.timeout(1):
         await engine.idle.wait()
     engine.script = list(written("next"))
