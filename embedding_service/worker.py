@@ -37,6 +37,7 @@ def make_capability(
         canary=life.canary,
         failures=life.failures,
         progress=life.progress,
+        occupied=life.occupied,
         stop=life.stop,
     )
 

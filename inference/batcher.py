@@ -92,6 +92,7 @@ class Batcher(Generic[W, R]):
         )
         self._reserved_tokens: dict[Priority, int] = dict.fromkeys(Priority, 0)
         self._running_tokens = 0
+        self._runs_canary = False
         self._allowance_seconds = 0.0
         self._backlogged = False
         self._failures = 0
@@ -176,6 +177,11 @@ class Batcher(Generic[W, R]):
         with self._changed:
             waited = self._clock() - self._last_progress - self._allowance_seconds
             return max(0.0, waited) if self._busy() else 0.0
+
+    def occupied(self) -> bool:
+        """Whether the engine computes a batch now that is no canary: one that is asked for waits for its end."""
+        with self._changed:
+            return bool(self._running_tokens) and not self._runs_canary
 
     def failures(self) -> int:
         """How many batches the engine failed since it last computed one; 0 when all is well."""
@@ -295,6 +301,7 @@ class Batcher(Generic[W, R]):
         now = self._clock()
         self._last_progress = now
         self._running_tokens = sum(entry.tokens for entry in batch)
+        self._runs_canary = batch[0].ticket.canary
         self._allowance_seconds = self._pace.allowance_seconds(batch)
         self._backlogged = len(self._queue) > 0
         self._metrics.queued(self._queue.tokens)

@@ -14,7 +14,8 @@ from mesh.telemetry import fields, get_logger
 log = get_logger(__name__)
 
 _WARM_UP_SECONDS = 120.0
-_CANARY_SECONDS = 10.0
+_CANARY_SECONDS = 3600.0
+"""No limit of its own: a canary may have to wait for one long item, and the watchdog knows for how long it did."""
 
 
 class Served(Protocol):
@@ -35,6 +36,10 @@ class Served(Protocol):
 
     def progress(self) -> float:
         """Seconds for which admitted work has waited without progress; 0.0 when idle."""
+        ...
+
+    def occupied(self) -> bool:
+        """Whether the engine computes a batch now that is no canary."""
         ...
 
     def failures(self) -> int:
@@ -102,6 +107,10 @@ class ModelLife(Generic[S]):
     def progress(self) -> float:
         """Seconds for which admitted work has waited without progress; 0.0 when idle."""
         return self._served.progress() if self._served is not None else 0.0
+
+    def occupied(self) -> bool:
+        """Whether the engine computes a batch now that is no canary."""
+        return self._served is not None and self._served.occupied()
 
     def failures(self) -> int:
         """How many batches the engine failed since it last computed one; 0 when all is well."""

@@ -85,6 +85,10 @@ class ModelRunner(Generic[W, R]):
         """Tokens that wait for the engine now."""
         return self._batcher.queued_tokens
 
+    def occupied(self) -> bool:
+        """Whether the engine computes a batch now that is no canary."""
+        return self._batcher.occupied()
+
     def failures(self) -> int:
         """How many batches the engine failed since it last computed one; 0 when all is well."""
         return self._batcher.failures()

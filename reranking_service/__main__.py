@@ -19,6 +19,7 @@ def make_capability(settings: RerankingSettings) -> Capability:
         canary=life.canary,
         failures=life.failures,
         progress=life.progress,
+        occupied=life.occupied,
         stop=life.stop,
     )
 

@@ -60,6 +60,10 @@ class Reranker:
         """Seconds for which admitted work has waited without progress; 0.0 when idle."""
         return self.scorer.runner.progress()
 
+    def occupied(self) -> bool:
+        """Whether the engine computes a batch now that is no canary."""
+        return self.scorer.runner.occupied()
+
     def failures(self) -> int:
         """How many batches the engine failed since it last computed one; 0 when all is well."""
         return self.scorer.runner.failures()

@@ -29,6 +29,8 @@ class Capability:
         failures: how many batches the engine failed since it last computed one; 0 when all is well. More than 0 has
             the canary run at once.
         progress: seconds for which admitted work has waited for the engine without any progress; 0.0 when idle.
+        occupied: whether the engine computes something now that the canary has to wait for; that time is not the
+            canary's, and ``progress`` bounds it.
         unhealthy: None while all is well, otherwise the reason to be NOT_SERVING for now (an engine that restarts).
             It is asked about twice a second and must not block.
         stop: ends what ``start`` began, after the last call is done.
@@ -40,5 +42,6 @@ class Capability:
     canary: Callable[[], Awaitable[None]] | None = None
     failures: Callable[[], int] | None = None
     progress: Callable[[], float] | None = None
+    occupied: Callable[[], bool] | None = None
     unhealthy: Callable[[], MeshError | None] | None = None
     stop: Callable[[], Awaitable[None]] = _nothing

@@ -30,7 +30,7 @@ class WatchdogLimits:
     Attributes:
         stuck_seconds: admitted work without any progress for longer is the end.
         canary_interval_seconds: an idle engine runs a canary this often.
-        canary_seconds: a canary that takes longer is the end.
+        canary_seconds: a canary that takes longer is the end, not counting what it waits for another batch's end.
         canary_retry_seconds: pause after a failed canary.
     """
 
@@ -126,7 +126,9 @@ class Watchdog:
 
     async def _follow_canary(self, canary: asyncio.Task[MeshError | None], seen_seconds: float) -> str | None:
         if not canary.done():
-            self._canary_seconds += seen_seconds
+            occupied = self._capability.occupied
+            if occupied is None or not occupied():
+                self._canary_seconds += seen_seconds
             if self._canary_seconds <= self._limits.canary_seconds:
                 return None
             return f"The engine did not answer its canary within {self._limits.canary_seconds:g} s."

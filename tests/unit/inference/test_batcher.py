@@ -405,6 +405,32 @@ async def test_a_canary_passes_a_full_queue() -> None:
     assert [[work.value for work in batch] for batch in run.batches[:2]] == [[0], [99]]
 
 
+async def test_the_engine_is_occupied_by_all_but_its_canary() -> None:
+    """Who waits for a canary can tell whether the engine has begun it."""
+    run = GatedRun(is_open=False)
+    async with running(run) as batcher:
+        assert not batcher.occupied()
+        call = submit(batcher, 0)
+        await entered(run)
+        assert batcher.occupied()
+        canary = asyncio.create_task(
+            batcher.submit([FakeWork(4, 99)], deadline=Deadline.after(30), priority=Priority.INTERACTIVE, canary=True)
+        )
+        await asyncio.sleep(0)
+        assert batcher.occupied()
+        run.gate.set()
+        await asyncio.gather(call, canary)
+        run.gate.clear()
+        lone = asyncio.create_task(
+            batcher.submit([FakeWork(4, 98)], deadline=Deadline.after(30), priority=Priority.INTERACTIVE, canary=True)
+        )
+        while len(run.batches) < 3:
+            await asyncio.sleep(0)
+        assert not batcher.occupied()
+        run.gate.set()
+        await lone
+
+
 async def test_a_canary_goes_before_the_parts_of_a_failed_batch() -> None:
     """While the request at fault is looked for, the engine can be proved."""
     run = GatedRun(is_open=False, poison=[2])

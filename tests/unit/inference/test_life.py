@@ -37,6 +37,10 @@ class FakeServed:
         """See Served."""
         return 7.0
 
+    def occupied(self) -> bool:
+        """See Served."""
+        return True
+
     def failures(self) -> int:
         """See Served."""
         return 3
@@ -57,6 +61,7 @@ async def test_a_whole_life(tmp_path: Path) -> None:
 
     life = ModelLife(load, capability="test")
     assert life.progress() == 0.0
+    assert not life.occupied()
     with pytest.raises(Unavailable) as refused:
         _ = life.served
     assert refused.value.reason == "WARMING_UP"
@@ -64,6 +69,7 @@ async def test_a_whole_life(tmp_path: Path) -> None:
     assert threads != [threading.main_thread()]
     assert life.served is served
     assert life.progress() == 7.0
+    assert life.occupied()
     assert life.failures() == 3
     await life.canary()
     await life.stop()

@@ -36,6 +36,7 @@ class Engine:
     canaries: int = 0
     failed_batches: int = 0
     hang: bool = False
+    busy_elsewhere: bool = False
     ended: list[str] = field(default_factory=list)
 
     async def canary(self) -> None:
@@ -61,6 +62,7 @@ async def watched(
     capability = Capability(
         service=SERVICE, register=lambda _: None, start=nothing, canary=engine.canary,
         failures=lambda: engine.failed_batches, progress=lambda: engine.waited, unhealthy=lambda: engine.reason,
+        occupied=lambda: engine.busy_elsewhere,
     )  # fmt: skip
     dog = Watchdog(
         capability, readiness, limits=limits, clock=clock,
@@ -143,6 +145,26 @@ async def test_a_hung_engine_is_found_while_its_canary_runs() -> None:
         engine.waited = 1.0
         await until(lambda: bool(engine.ended))
         assert not readiness.serving(SERVICE)
+
+
+async def test_a_canary_that_waits_for_another_batch_is_not_late() -> None:
+    """A healthy worker that computes one long item is not ended; once the item is done, the canary's time counts."""
+    clock = FakeClock()
+    engine = Engine(hang=True, busy_elsewhere=True)
+    limits = WatchdogLimits(stuck_seconds=7, canary_interval_seconds=0.0, canary_seconds=4, canary_retry_seconds=1)
+    async with watched(engine, limits=limits, clock=clock) as readiness:
+        await until(lambda: engine.canaries == 1)
+        for _ in range(20):
+            clock.advance(1)
+            await asyncio.sleep(0.01)
+        assert not engine.ended
+        assert readiness.serving(SERVICE)
+        engine.busy_elsewhere = False
+        for _ in range(6):
+            clock.advance(1)
+            await asyncio.sleep(0.01)
+        await until(lambda: bool(engine.ended))
+        assert "canary" in engine.ended[0]
 
 
 async def test_time_in_which_the_process_itself_stood_still_does_not_count() -> None:
