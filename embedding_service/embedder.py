@@ -14,7 +14,7 @@ from inference.engines import FloatArray
 from inference.loading import LoadedModel
 from inference.padding import pad
 from inference.pooling import normalized
-from inference.runner import ModelRunner, RunnerLimits, short_name
+from inference.runner import ModelRunner, RunnerLimits, TextSize, short_name
 from inference.tokenizing import Tokenized, TokenizedInput, Truncation
 from mesh.context import Priority
 from mesh.deadline import Deadline
@@ -191,7 +191,7 @@ class Embedder:
         prompt = self.loaded.model.card.prompts.get(request.input_type.value, "")
         texts = [prompt + text for text in request.texts] if prompt else request.texts
         return await self.runner.tokenize(
-            sum(map(len, texts)),
+            TextSize(len(texts), sum(map(len, texts))),
             lambda: tokenizer.singles(texts, request.truncation),
             deadline=deadline,
             priority=priority,

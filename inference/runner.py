@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from inference.admission import Batched, R, Sized, W
 from inference.batcher import Batcher, BatchLimits
@@ -15,14 +15,34 @@ from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.errors import NotFound, PayloadTooLarge
 
-T = TypeVar("T", bound=Sized)
-
 _INLINE_CHARACTERS = 4096
 """Tokenizing this much takes less time than handing it to another thread and back."""
 _FIRST_DENSITY = 0.25
 """Tokens in a character of English, until this worker's own requests have told."""
 _DENSITY_WEIGHT = 0.05
 """Of the newest request in the running average."""
+_LEARNED_CHARACTERS = 64
+"""Shorter texts are mostly special tokens, and say nothing about the density of longer ones."""
+
+
+class Readable(Sized, Protocol):
+    """A request as the model will read it."""
+
+    @property
+    def truncated(self) -> tuple[int, ...]:
+        """Positions of the inputs that were cut."""
+        ...
+
+
+T = TypeVar("T", bound=Readable)
+
+
+@dataclass(frozen=True, slots=True)
+class TextSize:
+    """How much text a request holds, before truncation."""
+
+    items: int
+    characters: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +81,7 @@ class ModelRunner(Generic[W, R]):
         self.name = loaded.model.name
         self.aliases = tuple(dict.fromkeys(alias for alias in aliases if alias != self.name))
         self._tokens_per_character = _FIRST_DENSITY
+        self._max_input_tokens = loaded.tokenizer.max_tokens
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizing")
         self._batcher: Batcher[W, R] = Batcher(
             compute,
@@ -129,23 +150,21 @@ class ModelRunner(Generic[W, R]):
             )
 
     async def tokenize(
-        self, characters: int, work: Callable[[], T], *, deadline: Deadline, priority: Priority, canary: bool = False
+        self, size: TextSize, work: Callable[[], T], *, deadline: Deadline, priority: Priority, canary: bool = False
     ) -> T:
-        """Run ``work``, which tokenizes ``characters``: here when it is little, else off the event loop.
+        """Run ``work``, which tokenizes so much text: here when it is little, else off the event loop.
 
         Raises:
             Overloaded, Unavailable: there is no room for what will come of it, so nothing was tokenized.
         """
         if canary:
             return work()
-        estimate = max(1, round(characters * self._tokens_per_character))
-        with self._batcher.reserved(estimate, deadline=deadline, priority=priority):
-            if characters <= _INLINE_CHARACTERS:
+        with self._batcher.reserved(self._estimate(size), deadline=deadline, priority=priority):
+            if size.characters <= _INLINE_CHARACTERS:
                 found = work()
             else:
                 found = await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
-        density = found.tokens / max(1, characters)
-        self._tokens_per_character += _DENSITY_WEIGHT * (density - self._tokens_per_character)
+        self._learn_density(size, found)
         return found
 
     async def submit(
@@ -153,6 +172,18 @@ class ModelRunner(Generic[W, R]):
     ) -> Batched[R]:
         """See Batcher.submit."""
         return await self._batcher.submit(works, deadline=deadline, priority=priority, canary=canary)
+
+    def _estimate(self, size: TextSize) -> int:
+        """About how many tokens will come of it, never more than can."""
+        most = min(size.items * self._max_input_tokens, self.limits.tokens_per_request)
+        return max(1, min(round(size.characters * self._tokens_per_character), most))
+
+    def _learn_density(self, size: TextSize, found: Readable) -> None:
+        """Only from what tells: long texts that were read whole. One client's requests weigh on everybody's."""
+        if found.truncated or not size.characters or size.characters < _LEARNED_CHARACTERS * size.items:
+            return
+        density = min(1.0, found.tokens / size.characters)
+        self._tokens_per_character += _DENSITY_WEIGHT * (density - self._tokens_per_character)
 
 
 def short_name(name: str) -> str:

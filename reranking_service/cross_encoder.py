@@ -39,7 +39,7 @@ class CrossEncoderScorer:
         """See Scorer."""
         started = time.perf_counter()
         pairs = await self.runner.tokenize(
-            request.characters,
+            request.size,
             lambda: self.loaded.tokenizer.pairs(
                 request.query,
                 request.documents,

@@ -57,6 +57,10 @@ class _Texts:
     def tokens(self) -> int:
         return self.query.tokens + self.documents.tokens
 
+    @property
+    def truncated(self) -> tuple[int, ...]:
+        return (*self.query.truncated, *self.documents.truncated)
+
 
 class LateInteractionScorer:
     """MaxSim over the token states of one encoder. See Scorer.
@@ -78,7 +82,7 @@ class LateInteractionScorer:
         """See Scorer. The query is encoded once, whatever the number of documents."""
         started = time.perf_counter()
         texts = await self.runner.tokenize(
-            request.characters,
+            request.size,
             lambda: self._tokenized(request),
             deadline=deadline,
             priority=priority,

@@ -10,7 +10,7 @@ from inference.admission import BatchTimings
 from inference.engines import FloatArray
 from inference.loading import LoadedModel
 from inference.rerankers import Method
-from inference.runner import ModelRunner
+from inference.runner import ModelRunner, TextSize
 from inference.tokenizing import Truncation
 from mesh.context import Priority
 from mesh.deadline import Deadline
@@ -36,6 +36,11 @@ class RerankingRequest:
     def characters(self) -> int:
         """Of query and documents together."""
         return len(self.query) + sum(map(len, self.documents))
+
+    @property
+    def size(self) -> TextSize:
+        """How much text it is."""
+        return TextSize(1 + len(self.documents), self.characters)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
