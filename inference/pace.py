@@ -26,6 +26,9 @@ _SHORTEST_BULK_SECONDS = 0.005
 _SPEED_MEMORY_SECONDS = 1.0
 """Of computing: the speed follows a change of load within about so long, however short the batches are."""
 
+_DISPROOF_WEIGHT = 0.3
+"""Of a batch that was more than twice as fast as is believed: no batch is so by chance, and small ones are short."""
+
 _TYPICAL_WEIGHT = 0.2
 """Of the newest interactive batch in what counts as typical."""
 
@@ -98,9 +101,12 @@ class Pace:
         """The engine has computed a batch."""
         if batch.seconds <= 0:
             return
-        # A batch that was not full says little about the speed: its time is mostly overhead.
-        if batch.backlogged or batch.tokens >= self._batch_tokens // 4:
-            self._learn_speed(batch.tokens / batch.seconds, batch.seconds)
+        speed = batch.tokens / batch.seconds
+        # A batch that was not full says little about the speed, since its time is mostly overhead; but where it is
+        # faster than is believed possible, the belief is wrong, and those whom it refuses cannot correct it.
+        full = batch.backlogged or batch.tokens >= self._batch_tokens // 4
+        if full or speed > self.tokens_per_second:
+            self._learn_speed(speed, batch.seconds)
         if all(entry.ticket.priority is Priority.INTERACTIVE for entry in batch.entries):
             # Per request, as if each had come alone. A batch grows with the time that its requests waited: taken as
             # it is, longer bulk batches would make longer interactive ones and these again longer bulk batches.
@@ -115,7 +121,11 @@ class Pace:
             self.tokens_per_second = newest
             return
         # By ratios, so that a speed that is wrong by orders of magnitude is corrected as fast in either direction.
-        weight = 1 - math.exp(-seconds / _SPEED_MEMORY_SECONDS)
+        # A batch that took longer than batches take was held up (the process stood still), or the speed is quite wrong:
+        # the next batches tell which.
+        weight = 1 - math.exp(-min(seconds, LONGEST_BATCH_SECONDS) / _SPEED_MEMORY_SECONDS)
+        if newest > 2 * self.tokens_per_second:
+            weight = max(weight, _DISPROOF_WEIGHT)
         self.tokens_per_second *= (newest / self.tokens_per_second) ** weight
 
     def budgets(self) -> BatchBudgets:
