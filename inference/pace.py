@@ -20,8 +20,14 @@ INTERACTIVE_WINDOW_SECONDS = 10.0
 
 _LONGEST_ALLOWANCE_SECONDS = 60.0
 
-_SHORTEST_BULK_SECONDS = 0.005
-"""Shorter bulk batches would gain interactive requests less than the hop itself costs them."""
+_BULK_OVER_INTERACTIVE = 1.5
+"""How long a bulk batch takes beside a typical interactive request. One that comes just after it began waits for its
+end and is then computed: two and a half times what it takes alone. Shorter batches cost bulk dearly: at the length of
+one request most held a single text on two CPUs, and beside one request after the other bulk kept a fifth of its pace.
+"""
+
+_HOP_SECONDS = 0.002
+"""What a request takes at least beside the engine's time: on a fast engine most of what its caller sees."""
 
 _SPEED_MEMORY_SECONDS = 1.0
 """Of computing: the speed follows a change of load within about so long, however short the batches are."""
@@ -108,13 +114,23 @@ class Pace:
         if full or speed > self.tokens_per_second:
             self._learn_speed(speed, batch.seconds)
         if all(entry.ticket.priority is Priority.INTERACTIVE for entry in batch.entries):
-            # Per request, as if each had come alone. A batch grows with the time that its requests waited: taken as
-            # it is, longer bulk batches would make longer interactive ones and these again longer bulk batches.
-            alone = batch.seconds / len({id(entry.ticket) for entry in batch.entries})
-            self._interactive_seconds = _moved(self._interactive_seconds, alone, _TYPICAL_WEIGHT)
+            self._learn_interactive(batch)
         else:
             speed = batch.padded_tokens / batch.seconds
             self._bulk_tokens_per_second = _moved(self._bulk_tokens_per_second, speed, _BULK_WEIGHT)
+
+    def _learn_interactive(self, batch: Computed) -> None:
+        """How long one of the batch's requests would have taken had it come alone.
+
+        A batch grows with the time that its requests waited: taken as it is, longer bulk batches would make longer
+        interactive ones and these again longer bulk batches. So what the others added is left out.
+        """
+        requests = len({id(entry.ticket) for entry in batch.entries})
+        others = batch.padded_tokens * (1 - 1 / requests)
+        alone = max(batch.seconds / requests, batch.seconds - self.seconds(others))
+        known = self._interactive_seconds
+        # One that the machine held up is not typical, and would lengthen what the next ones wait for.
+        self._interactive_seconds = _moved(known, min(alone, 2 * known) if known else alone, _TYPICAL_WEIGHT)
 
     def _learn_speed(self, newest: float, seconds: float) -> None:
         if not self.tokens_per_second:
@@ -136,7 +152,7 @@ class Pace:
         return BatchBudgets(tokens=tokens, bulk_tokens=min(tokens, self._short_bulk_tokens() or tokens))
 
     def _short_bulk_tokens(self) -> int | None:
-        """As many as take the time of a typical interactive request; None while none is expected.
+        """As many as take the time that interactive requests can wait; None while none is expected.
 
         The speed is that of the latest bulk batches, the fixed cost of a batch included, so that the size settles
         where their time is as wanted.
@@ -145,7 +161,7 @@ class Pace:
         expected = self._clock() - self._interactive_at < INTERACTIVE_WINDOW_SECONDS
         if not expected or self._interactive_seconds is None or not speed:
             return None
-        return max(1, int(speed * max(self._interactive_seconds, _SHORTEST_BULK_SECONDS)))
+        return max(1, int(speed * _BULK_OVER_INTERACTIVE * (self._interactive_seconds + _HOP_SECONDS)))
 
 
 def _moved(known: float | None, newest: float, weight: float) -> float:
