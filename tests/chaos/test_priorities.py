@@ -1,5 +1,8 @@
 """A bulk job that saturates a worker: interactive requests keep their latency beside it, and it still gets on.
 
+Interactive requests come at random, so many a second, as users' do; and then one after the other, as fast as one client
+can. Each is measured on the idle worker right before and right after, so that what the machine does shows.
+
 Where an engine computes batches, a short request waits for one short bulk batch at most. Where it does one thing at a
 time and cannot be interrupted (a document, an answer of a model with one slot), it waits for one bulk request at most:
 that is then the promise, in place of a multiple of the idle latency.
@@ -10,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import pytest
 
@@ -37,6 +41,7 @@ BULK_LANES = 8
 BULK_SECONDS = 15.0 if FULL else 5.0
 BESIDE_SECONDS = 20.0 if FULL else 6.0
 """Long enough that many bulk requests end in it: they come in bursts."""
+IDLE_SECONDS = 10.0 if FULL else 4.0
 _WARM_SECONDS = 1.0
 _BULK_DEADLINE_SECONDS = 30.0
 _DEADLINE_SECONDS = 10.0
@@ -48,32 +53,67 @@ class Mixture:
 
     Attributes:
         workload: where they go.
-        interactive: short requests, one after the other.
+        interactive: short requests.
         bulk: long ones, from several connections.
-        requests: how many interactive ones are sent to the idle worker, one after the other.
+        rate: interactive requests a second, where they come at random.
+        bulk_share: how much of its pace alone the bulk job keeps beside them.
+        bulk_share_singly: the same beside interactive requests that come one after the other.
         interruptible: whether the worker can take other work between two parts of a bulk request.
-        bulk_share: how much of its pace alone the bulk job keeps.
     """
 
     workload: Workload
     interactive: Write
     bulk: Write
-    requests: int = 200
+    rate: float
+    bulk_share: float
+    bulk_share_singly: float
     interruptible: bool = True
-    bulk_share: float = 0.6
 
 
 MIXTURES = (
-    Mixture(workload=EMBEDDING, interactive=embeddings(1), bulk=embeddings(64)),
-    Mixture(workload=RERANKING, interactive=rankings(1), bulk=rankings(64)),
-    # An interactive request takes the engine for as long as a bulk one, and they take turns.
     Mixture(
-        workload=LLM, interactive=answers, bulk=answers, requests=40, interruptible=False, bulk_share=0.35,
+        workload=EMBEDDING, interactive=embeddings(1), bulk=embeddings(64), rate=20, bulk_share=0.5,
+        bulk_share_singly=0.3,
     ),
     Mixture(
-        workload=CHUNKING, interactive=notes, bulk=documents, requests=60, interruptible=False, bulk_share=0.6,
+        workload=RERANKING, interactive=rankings(1), bulk=rankings(64), rate=20, bulk_share=0.5, bulk_share_singly=0.3,
+    ),
+    # An interactive request takes the engine for as long as a bulk one, and one after the other they take turns.
+    Mixture(
+        workload=LLM, interactive=answers, bulk=answers, rate=4, bulk_share=0.5, bulk_share_singly=0.35,
+        interruptible=False,
+    ),
+    Mixture(
+        workload=CHUNKING, interactive=notes, bulk=documents, rate=4, bulk_share=0.6, bulk_share_singly=0.5,
+        interruptible=False,
     ),
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """Interactive requests of one kind, without the bulk job, beside it, and without it again."""
+
+    before: Record
+    during: Record
+    after: Record
+    bulk: Record
+
+    @property
+    def idle(self) -> list[float]:
+        """Latencies without the bulk job."""
+        return [*_latencies(self.before), *_latencies(self.after)]
+
+    @property
+    def pace(self) -> float:
+        """The bulk job's good answers per second meanwhile."""
+        return _pace_between(self.bulk, self.during.began, self.during.began + self.during.spans[-1].end)
+
+    @property
+    def not_served(self) -> int:
+        """Interactive requests."""
+        records = (self.before, self.during, self.after)
+        return sum(answer.status != 200 for answer in chain.from_iterable(record.answers for record in records))
 
 
 @pytest.mark.slow
@@ -89,61 +129,71 @@ async def test_interactive_requests_pass_a_bulk_job(mixture: Mixture, measured: 
         await until_serving(gateway, workload.hop)
         short = replace(workload, write=mixture.interactive, deadline_seconds=_DEADLINE_SECONDS)
         long = replace(workload, write=mixture.bulk, deadline_seconds=_BULK_DEADLINE_SECONDS)
-        short_requests = short.requests(gateway.url)
-        bulk_requests = long.requests(gateway.url, x_mesh_priority="bulk")
+        both = Both(gateway.url, short.requests(gateway.url), long.requests(gateway.url, x_mesh_priority="bulk"))
         # First, and on a fresh worker: it makes short batches of bulk work once it has seen interactive requests.
-        alone = await drive(_plan(gateway.url, bulk_requests, _warm(), _saturating(BULK_SECONDS)))
-        idle = await drive(_plan(gateway.url, short_requests, _one_by_one(mixture.requests)))
-        one_bulk = await drive(_plan(gateway.url, bulk_requests, _one_by_one(20)))
-        job = asyncio.create_task(drive(_plan(gateway.url, bulk_requests, _warm(), _saturating(BESIDE_SECONDS + 2.0))))
-        await asyncio.sleep(2 * _WARM_SECONDS)  # the job's own start included
-        beside = await drive(_plan(gateway.url, short_requests, _one_by_one(0)))
-        bulk = await job
-    judge(bars, mixture, idle=idle, alone=alone, one_bulk=one_bulk, beside=beside, bulk=bulk)
-
-
-def judge(
-    bars: Bars, mixture: Mixture, *, idle: Record, alone: Record, one_bulk: Record, beside: Record, bulk: Record
-) -> None:
-    """Compare the runs."""
-    before, after = _latencies(idle), _latencies(beside)
-    pace_alone = alone.part("bulk", within=_BULK_DEADLINE_SECONDS).goodput
-    pace = _pace_between(bulk, beside.began, beside.began + beside.spans[-1].end)
-    bars.tell("idle p50", percentile(before, 0.5) * 1000, "ms")
-    bars.tell("idle p99", percentile(before, 0.99) * 1000, "ms")
-    bars.tell("p50", percentile(after, 0.5) * 1000, "ms")
-    bars.tell("p99", percentile(after, 0.99) * 1000, "ms")
-    bars.tell("bulk alone", pace_alone, "requests/s")
-    bars.tell("one bulk request alone, p50", percentile(_latencies(one_bulk), 0.5) * 1000, "ms")
-    for record in (idle, beside):
-        bars.at_most(
-            "interactive requests not served", sum(answer.status != 200 for answer in record.answers), "", promise=0
-        )
-    times_idle = percentile(after, 0.99) / percentile(before, 0.99)
-    if mixture.interruptible:
-        bars.at_most("p99 over idle p99", times_idle, "x", promise=3.0, noisy=6.0)
-    else:
-        bars.tell("p99 over idle p99", times_idle, "x")
-        longest_wait = percentile(before, 0.99) + percentile(_latencies(one_bulk), 0.99)
-        bars.at_most(
-            "p99 over (idle p99 + one bulk request)",
-            percentile(after, 0.99) / longest_wait,
-            "x",
-            promise=1.5,
-            noisy=3.0,
-        )
-    bars.at_least(
-        "bulk over its pace alone", pace / pace_alone, "", promise=mixture.bulk_share, noisy=mixture.bulk_share * 0.6
-    )
+        alone = await both.bulk_alone()
+        one_bulk = await drive(_plan(both.url, both.bulk, Phase(name="one", seconds=IDLE_SECONDS, concurrency=1)))
+        at_random = await both.beside(Phase(name="at random", seconds=BESIDE_SECONDS, rate=mixture.rate))
+        singly = await both.beside(Phase(name="singly", seconds=BESIDE_SECONDS, concurrency=1))
+    bars.tell("bulk alone", alone, "requests/s")
+    longest = percentile(_latencies(one_bulk), 0.99)
+    bars.tell("one bulk request alone, p99", longest * 1000, "ms")
+    for name, beside, share in (
+        (f"{mixture.rate:g}/s", at_random, mixture.bulk_share),
+        ("singly", singly, mixture.bulk_share_singly),
+    ):
+        judge_latency(bars, name, beside, one_bulk=0.0 if mixture.interruptible else longest)
+        bars.at_least(f"{name}: bulk over its pace alone", beside.pace / alone, "", promise=share, noisy=share * 0.6)
     bars.hold()
+
+
+def judge_latency(bars: Bars, name: str, beside: Beside, *, one_bulk: float) -> None:
+    """Compare with the idle worker; ``one_bulk`` is how long one bulk request cannot be interrupted."""
+    for when, latencies in (("idle before", _latencies(beside.before)), ("idle after", _latencies(beside.after))):
+        bars.tell(f"{name}: {when}, p50", percentile(latencies, 0.5) * 1000, "ms")
+        bars.tell(f"{name}: {when}, p99", percentile(latencies, 0.99) * 1000, "ms")
+    during, idle = _latencies(beside.during), percentile(beside.idle, 0.99)
+    p99 = percentile(during, 0.99)
+    bars.tell(f"{name}: p50", percentile(during, 0.5) * 1000, "ms")
+    bars.tell(f"{name}: p99", p99 * 1000, "ms")
+    bars.at_most(f"{name}: interactive requests not served", beside.not_served, "", promise=0)
+    if one_bulk:
+        bars.tell(f"{name}: p99 over idle p99", p99 / idle, "x")
+        wait = p99 / (idle + one_bulk)
+        bars.at_most(f"{name}: p99 over (idle p99 + one bulk request)", wait, "x", promise=1.5, noisy=3.0)
+    else:
+        bars.at_most(f"{name}: p99 over idle p99", p99 / idle, "x", promise=3.0, noisy=6.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Both:
+    """Interactive and bulk requests for one gateway."""
+
+    url: str
+    interactive: Sequence[bytes]
+    bulk: Sequence[bytes]
+
+    async def bulk_alone(self) -> float:
+        """Good answers per second."""
+        record = await drive(_plan(self.url, self.bulk, _warm(), _saturating(BULK_SECONDS)))
+        return record.part("bulk", within=_BULK_DEADLINE_SECONDS).goodput
+
+    async def beside(self, interactive: Phase) -> Beside:
+        """Run a phase of interactive requests beside the bulk job, and shorter ones before and after."""
+        idle = replace(interactive, seconds=IDLE_SECONDS)
+        before = await drive(_plan(self.url, self.interactive, idle))
+        job = asyncio.create_task(
+            drive(_plan(self.url, self.bulk, _warm(), _saturating(interactive.seconds + 2 * _WARM_SECONDS)))
+        )
+        await asyncio.sleep(2 * _WARM_SECONDS)  # the job's own start included
+        during = await drive(_plan(self.url, self.interactive, interactive))
+        bulk = await job
+        after = await drive(_plan(self.url, self.interactive, idle))
+        return Beside(before=before, during=during, after=after, bulk=bulk)
 
 
 def _plan(url: str, requests: Sequence[bytes], *phases: Phase) -> Plan:
     return Plan(url=url, requests=tuple(requests), phases=phases, give_up_seconds=_BULK_DEADLINE_SECONDS)
-
-
-def _one_by_one(most: int) -> Phase:
-    return Phase(name="singly", seconds=BESIDE_SECONDS, concurrency=1, most=most)
 
 
 def _warm() -> Phase:
