@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -93,7 +94,7 @@ class Ticket(Generic[W, R]):
     def answer(self) -> Batched[R]:
         """What the caller gets once no item is open. Raises the failure where there is one."""
         if self.failure is not None:
-            raise self.failure
+            raise copy.copy(self.failure)  # each caller's own: those of one batch would share its traceback
         queue_seconds = (self.started_at or self.admitted_at) - self.admitted_at
         timings = BatchTimings(queue_seconds, self.inference_seconds, self.largest_batch)
         # Without a failure every slot is filled.

@@ -8,6 +8,7 @@ its work under a lock by itself: a busy event loop never leaves a device waiting
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,23 +20,15 @@ from inference.engines import DeviceOutOfMemory
 from inference.metrics import BatchMetrics
 from inference.pace import Computed, Pace
 from inference.recovery import Recovery, failure_of
+from inference.room import Reservation, Room
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
-from mesh.errors import DeadlineExceeded, Internal, MeshError, Overloaded, Unavailable
-from mesh.resilience.returning import ReturnSchedule
+from mesh.errors import DeadlineExceeded, Internal, MeshError, Unavailable
 from mesh.telemetry import fields, get_logger
 
 log = get_logger(__name__)
 
-_DEADLINE_SHARE = 0.8
-"""Of the time that a request has left, which its computed wait may take: work that ends just too late is computed for
-nobody, and under overload the queue is always as long as is let in."""
-_SHORTEST_RETRY_SECONDS = 0.1
-_LONGEST_RETRY_SECONDS = 10.0
-"""Those who do not obey take places in the schedule too; a longer one would outlive the overload by far."""
-_BULK_SHARE = 0.75
-"""Of the queue, so that bulk work never leaves interactive requests without room."""
 _JOIN_SECONDS = 3.0
 """Nobody waits for the batch that runs when the worker ends; longer than this it is not waited for either."""
 
@@ -76,7 +69,6 @@ class Batcher(Generic[W, R]):
         clock: Clock = monotonic,
     ) -> None:
         self._run = run
-        self._limits = limits
         self._clock = clock
         self._metrics = BatchMetrics(capability)
         self._capability = capability
@@ -87,10 +79,7 @@ class Batcher(Generic[W, R]):
         self._pace = Pace(
             batch_tokens=limits.batch_tokens, tokens_per_second=limits.initial_tokens_per_second, clock=clock
         )
-        self._returns = ReturnSchedule(
-            clock=clock, shortest_seconds=_SHORTEST_RETRY_SECONDS, longest_seconds=_LONGEST_RETRY_SECONDS
-        )
-        self._reserved_tokens: dict[Priority, int] = dict.fromkeys(Priority, 0)
+        self._room = Room(limits.queued_tokens, queue=self._queue, pace=self._pace, metrics=self._metrics, clock=clock)
         self._running_tokens = 0
         self._runs_canary = False
         self._allowance_seconds = 0.0
@@ -110,23 +99,31 @@ class Batcher(Generic[W, R]):
         self._thread.start()
 
     @contextmanager
-    def reserved(self, tokens: int, *, deadline: Deadline, priority: Priority) -> Iterator[None]:
+    def reserved(self, tokens: int, *, deadline: Deadline, priority: Priority) -> Iterator[Reservation]:
         """Hold room for a request of about so many tokens while it is made ready, before any work is put into it.
+
+        What is submitted with the reservation is not refused any more for want of room.
 
         Raises:
             Overloaded, Unavailable: as ``submit`` would.
         """
         with self._changed:
-            self._require_room(tokens, deadline, priority)
-            self._reserved_tokens[priority] += tokens
+            self._require_serving()
+            reservation = self._room.reserve(tokens, deadline=deadline, priority=priority, running=self._running_tokens)
         try:
-            yield
+            yield reservation
         finally:
             with self._changed:
-                self._reserved_tokens[priority] -= tokens
+                self._room.release(reservation)
 
     async def submit(
-        self, works: Sequence[W], *, deadline: Deadline, priority: Priority, canary: bool = False
+        self,
+        works: Sequence[W],
+        *,
+        deadline: Deadline,
+        priority: Priority,
+        canary: bool = False,
+        reservation: Reservation | None = None,
     ) -> Batched[R]:
         """Compute ``works`` and return their results in order.
 
@@ -137,6 +134,7 @@ class Batcher(Generic[W, R]):
             deadline: when the caller stops waiting.
             priority: the lane to queue in.
             canary: proves the engine: it goes before all others, and a full queue does not keep it out.
+            reservation: room that is held for it.
 
         Raises:
             Overloaded: too many tokens wait, or the wait is longer than the deadline; retry_after is measured.
@@ -153,7 +151,7 @@ class Batcher(Generic[W, R]):
         ticket: Ticket[W, R] = Ticket(works, deadline, priority, admitted_at=self._clock(), canary=canary)
         done = self._loop.create_future()
         with self._changed:
-            self._admit(ticket)
+            self._admit(ticket, reservation)
             self._futures[ticket] = done
             self._changed.notify()
         try:
@@ -211,11 +209,16 @@ class Batcher(Generic[W, R]):
     def _busy(self) -> bool:
         return bool(self._running_tokens or len(self._queue) or len(self._recovery))
 
-    def _admit(self, ticket: Ticket[W, R]) -> None:
+    def _admit(self, ticket: Ticket[W, R], reservation: Reservation | None) -> None:
         self._require_serving()
         if not ticket.canary:
             wanted = sum(each.tokens for each in ticket.works)
-            self._require_room(wanted, ticket.deadline, ticket.priority)
+            if reservation is not None:
+                self._room.use(reservation, wanted)
+            else:
+                self._room.require(
+                    wanted, deadline=ticket.deadline, priority=ticket.priority, running=self._running_tokens
+                )
             self._pace.arrived(ticket.priority)
         if not self._busy():
             self._last_progress = ticket.admitted_at
@@ -224,33 +227,10 @@ class Batcher(Generic[W, R]):
 
     def _require_serving(self) -> None:
         if self._broken is not None:
-            raise self._broken
+            raise copy.copy(self._broken)  # each caller's own, or they share one traceback
         if self._draining:
             self._metrics.refused("draining")
             raise Unavailable("The worker is draining; another one will answer.", reason="DRAINING", retry_after=1.0)
-
-    def _require_room(self, tokens: int, deadline: Deadline, priority: Priority) -> None:
-        self._require_serving()
-        bulk = priority is Priority.BULK
-        room = self._limits.queued_tokens * (_BULK_SHARE if bulk else 1.0)
-        taken = self._queue.tokens + sum(self._reserved_tokens.values())
-        over = taken + tokens - room
-        if over > 0 and taken:
-            raise self._overloaded("The queue is full; come back a little later.", "QUEUE_FULL", tokens, over)
-        interactive = self._queue.lane_tokens[Priority.INTERACTIVE] + self._reserved_tokens[Priority.INTERACTIVE]
-        ahead = (taken if bulk else interactive) + self._running_tokens
-        late = self._pace.seconds(ahead + tokens) - _DEADLINE_SHARE * deadline.remaining()
-        # With nothing ahead it is tried: waiting would not make it faster, and only work corrects a wrong estimate.
-        if ahead and late > 0:
-            over = late * self._pace.tokens_per_second
-            message = "The queue is longer than the request's deadline allows; come back later or allow more time."
-            raise self._overloaded(message, "QUEUE_LONGER_THAN_DEADLINE", tokens, over)
-
-    def _overloaded(self, message: str, reason: str, tokens: float, over: float) -> Overloaded:
-        """A refusal of so many tokens, ``over`` of which have no room now."""
-        self._metrics.refused("full")
-        retry_after = self._returns.next(self._pace.seconds(tokens), self._pace.seconds(over))
-        return Overloaded(message, reason=reason, retry_after=round(retry_after, 3))
 
     def _forget(self, ticket: Ticket[W, R]) -> None:
         with self._changed:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from inference.admission import Batched, R, Sized, W
 from inference.batcher import Batcher, BatchLimits
 from inference.loading import LoadedModel
+from inference.room import Reservation
 from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.errors import NotFound, PayloadTooLarge
@@ -167,11 +169,23 @@ class ModelRunner(Generic[W, R]):
         self._learn_density(size, found)
         return found
 
+    def reserved(self, tokens: int, *, deadline: Deadline, priority: Priority) -> AbstractContextManager[Reservation]:
+        """See Batcher.reserved."""
+        return self._batcher.reserved(tokens, deadline=deadline, priority=priority)
+
     async def submit(
-        self, works: Sequence[W], *, deadline: Deadline, priority: Priority, canary: bool = False
+        self,
+        works: Sequence[W],
+        *,
+        deadline: Deadline,
+        priority: Priority,
+        canary: bool = False,
+        reservation: Reservation | None = None,
     ) -> Batched[R]:
         """See Batcher.submit."""
-        return await self._batcher.submit(works, deadline=deadline, priority=priority, canary=canary)
+        return await self._batcher.submit(
+            works, deadline=deadline, priority=priority, canary=canary, reservation=reservation
+        )
 
     def _estimate(self, size: TextSize) -> int:
         """About how many tokens will come of it, never more than can."""

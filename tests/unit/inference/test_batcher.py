@@ -168,7 +168,7 @@ async def test_an_item_that_alone_does_not_fit_is_gpu_out_of_memory() -> None:
 async def test_a_full_queue_refuses_with_a_measured_wait() -> None:
     """Overloaded says when the tokens ahead will have been computed at the engine's speed."""
     run = GatedRun(is_open=False)
-    limits = BatchLimits(batch_tokens=4, queued_tokens=20, initial_tokens_per_second=10.0)
+    limits = BatchLimits(batch_tokens=4, queued_tokens=25, initial_tokens_per_second=10.0)
     async with running(run, limits) as batcher:
         running_one = submit(batcher, 0)
         await entered(run)
@@ -202,7 +202,7 @@ async def test_bulk_leaves_room_for_interactive_work() -> None:
     async with running(run, BatchLimits(batch_tokens=4, queued_tokens=40)) as batcher:
         calls = [submit(batcher, 0, priority=Priority.BULK)]
         await entered(run)
-        calls.append(submit(batcher, *range(7), priority=Priority.BULK))
+        calls.append(submit(batcher, *range(8), priority=Priority.BULK))
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
             await submit(batcher, 8, priority=Priority.BULK)
@@ -210,6 +210,39 @@ async def test_bulk_leaves_room_for_interactive_work() -> None:
         await asyncio.sleep(0)
         run.gate.set()
         assert (await asyncio.gather(*calls))[-1] == [18]
+
+
+async def test_interactive_work_leaves_room_for_bulk() -> None:
+    """However much interactive work waits, bulk keeps its share of the queue, and is computed in its turn."""
+    run = GatedRun(is_open=False)
+    limits = BatchLimits(batch_tokens=4, queued_tokens=40, initial_tokens_per_second=100.0)
+    async with running(run, limits) as batcher:
+        calls = [submit(batcher, 0)]
+        await entered(run)
+        calls.append(submit(batcher, *range(8)))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await submit(batcher, 8)
+        calls += [submit(batcher, value, priority=Priority.BULK, seconds=1.0) for value in (21, 22)]
+        await asyncio.sleep(0)
+        run.gate.set()
+        assert (await asyncio.gather(*calls))[-2:] == [[42], [44]]
+
+
+async def test_an_empty_lane_takes_a_request_of_any_size() -> None:
+    """What is larger than a lane's share is not refused for ever while the other lane stays full."""
+    run = GatedRun(is_open=False)
+    async with running(run, BatchLimits(batch_tokens=4, queued_tokens=40)) as batcher:
+        calls = [submit(batcher, 0)]
+        await entered(run)
+        calls.append(submit(batcher, *range(8)))
+        await asyncio.sleep(0)
+        calls.append(submit(batcher, *range(5), priority=Priority.BULK))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await submit(batcher, 9, priority=Priority.BULK)
+        run.gate.set()
+        assert len((await asyncio.gather(*calls))[-1]) == 5
 
 
 async def test_work_past_its_deadline_is_not_computed() -> None:
@@ -341,6 +374,19 @@ async def test_a_broken_engine_thread_fails_its_callers_and_says_so_from_then_on
             assert caught.value.reason == "ENGINE_BROKEN"
 
 
+async def test_each_caller_gets_an_error_of_its_own() -> None:
+    """An exception that several callers raise would carry the tracebacks of them all."""
+
+    def explode(_works: object) -> list[int]:
+        raise SystemExit
+
+    async with running(explode) as batcher:
+        caught = await asyncio.gather(*(submit(batcher, value) for value in range(3)), return_exceptions=True)
+        caught += await asyncio.gather(*(submit(batcher, value) for value in range(3)), return_exceptions=True)
+    assert len({id(each) for each in caught}) == 6
+    assert {getattr(each, "reason", None) for each in caught} == {"ENGINE_BROKEN"}
+
+
 async def test_a_wrong_number_of_results_is_an_internal_error() -> None:
     """An engine that drops a row can never shift the rows of other callers."""
     async with running(lambda works: [1] * (len(works) - 1)) as batcher:
@@ -388,7 +434,7 @@ async def test_failures_are_counted_until_a_batch_succeeds() -> None:
 async def test_a_canary_passes_a_full_queue() -> None:
     """The proof of the engine is computed next, before all that waits, and alone."""
     run = GatedRun(is_open=False)
-    async with running(run, BatchLimits(batch_tokens=8, queued_tokens=16)) as batcher:
+    async with running(run, BatchLimits(batch_tokens=8, queued_tokens=20)) as batcher:
         calls = [submit(batcher, 0)]
         await entered(run)
         calls += [submit(batcher, value) for value in (1, 2, 3, 4)]
@@ -465,6 +511,33 @@ async def test_reserved_room_is_refused_before_any_work_is_put_into_a_request() 
             pass
         run.gate.set()
         await call
+
+
+async def test_what_has_a_reservation_is_not_refused() -> None:
+    """A request that is computed in two parts gets its second one in, however full the queue is by then."""
+    run = GatedRun(is_open=False)
+    async with running(run, BatchLimits(batch_tokens=4, queued_tokens=30)) as batcher:
+        call = submit(batcher, 0)
+        await entered(run)
+        deadline = Deadline.after(30)
+        with batcher.reserved(12, deadline=deadline, priority=Priority.INTERACTIVE) as held:
+
+            async def part(*values: int) -> list[int]:
+                works = [FakeWork(4, value) for value in values]
+                answer = batcher.submit(works, deadline=deadline, priority=Priority.INTERACTIVE, reservation=held)
+                return (await answer).results
+
+            first = asyncio.create_task(part(1))
+            others = [submit(batcher, value) for value in (7, 8, 9)]
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded):
+                await submit(batcher, 10)
+            second = asyncio.create_task(part(2, 3))
+            await asyncio.sleep(0)
+            assert (batcher.queued_tokens, held.tokens) == (24, 0)
+            run.gate.set()
+            assert await asyncio.gather(first, second) == [[2], [4, 6]]
+            await asyncio.gather(call, *others)
 
 
 async def test_refused_callers_are_told_different_times() -> None:
