@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,7 @@ class Operation:
         answer: an answer as it really looks.
         answer_type: its media type.
         extra: further OpenAPI keys of the operation.
+        probed: whether load balancers ask for it, so that HEAD is answered as GET, by the server without the body.
     """
 
     method: str
@@ -51,6 +52,7 @@ class Operation:
     answer: Any = None
     answer_type: str = "application/json"
     extra: dict[str, Any] = field(default_factory=dict)
+    probed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +73,10 @@ class _Served:
 class PlainRoute(Route):
     """A route without FastAPI's dependencies, exit stacks and handlers, none of which an endpoint here uses."""
 
-    def __init__(self, path: str, method: str, endpoint: Endpoint, hop: PeerHop | None = None) -> None:
+    def __init__(self, path: str, methods: Set[str], endpoint: Endpoint, hop: PeerHop | None = None) -> None:
         super().__init__(path, _Served(endpoint, hop), include_in_schema=False)
-        # Exactly this one: Starlette would add HEAD to GET, which would begin streams that nobody reads.
-        self.methods = {method}
+        # Exactly these: Starlette would add HEAD to every GET, which would begin streams that nobody reads.
+        self.methods = set(methods)
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """As Starlette's; the metrics learn the path's template."""
@@ -125,7 +127,8 @@ class Api:
 
         ``hop`` is the one that the endpoint calls: it is asked for room first, before the body is read.
         """
-        self._app.router.routes.append(PlainRoute(operation.path, operation.method, endpoint, hop))
+        methods = {operation.method, "HEAD"} if operation.probed else {operation.method}
+        self._app.router.routes.append(PlainRoute(operation.path, methods, endpoint, hop))
         self._describe(operation, endpoint)
 
     def _describe(self, operation: Operation, endpoint: Endpoint) -> None:

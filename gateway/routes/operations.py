@@ -18,6 +18,7 @@ LIVE = Operation(
     tag="Operations",
     summary="Whether the process turns",
     answer={"status": "live"},
+    probed=True,
 )
 READY = Operation(
     method="GET",
@@ -26,6 +27,7 @@ READY = Operation(
     summary="Whether the gateway takes requests",
     description="Does not depend on the workers: one dead worker must not take the gateway out of its load balancer.",
     answer={"status": "ready"},
+    probed=True,
 )
 STATUS = Operation(
     method="GET",

@@ -41,7 +41,7 @@ class PageRoutes:
     def mount(self, app: FastAPI) -> None:
         """Serve them, outside the API's own document."""
         for path, endpoint in (("/", self.home), ("/docs", self.docs), ("/pages/{name}", self.asset)):
-            app.router.routes.append(PlainRoute(path, "GET", endpoint))
+            app.router.routes.append(PlainRoute(path, {"GET"}, endpoint))
 
     async def home(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint's signature
         """How every hop is now, and where to go from here."""

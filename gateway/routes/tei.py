@@ -88,6 +88,7 @@ HEALTH = Operation(
     tag="Text Embeddings Inference",
     summary="Whether embeddings are served",
     description="As TEI's: an empty 200, or 503. For the gateway itself see /health/live and /health/ready.",
+    probed=True,
 )
 
 
