@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 
 from gateway.app import create_app
+from gateway.connections import server_config
 from gateway.lifecycle import Lifecycle
 from gateway.settings import GatewaySettings
 from mesh.settings import EXIT_SETTINGS, SettingsError
@@ -46,6 +47,15 @@ class DrainingServer(uvicorn.Server):
             os._exit(128 + sig)
         self._lifecycle.draining = True
         super().handle_exit(sig, frame)
+
+    def note_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler's signature
+        """Remember a signal that comes while uvicorn's own handlers are not in place.
+
+        Before they are, it ends the gateway as soon as it has started. Behind them, uvicorn raises its signal once
+        more, which changes nothing: a drained gateway has ended well.
+        """
+        self._lifecycle.draining = True
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Notice, closed port, a moment for idle connections, then uvicorn's own way of finishing what was begun."""
@@ -80,21 +90,11 @@ def main() -> int:
     configure_logging("gateway", settings.log_format)
     lifecycle = Lifecycle()
     app = create_app(settings, lifecycle=lifecycle)
-    config = uvicorn.Config(
+    config = server_config(
         app,
+        settings,
         host=settings.host,
         port=settings.port,
-        # uvloop and httptools where they are installed, asyncio and h11 where they are not.
-        loop="auto",
-        http="auto",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        # Nothing here is decided by the client's address, so nobody needs to be trusted to forward one.
-        proxy_headers=False,
-        date_header=False,
         backlog=_BACKLOG,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=max(1, round(settings.drain_grace_seconds)),
@@ -103,9 +103,8 @@ def main() -> int:
     # What is loaded by now lives as long as the process: collections need not look at it again.
     gc.collect()
     gc.freeze()
-    # uvicorn raises the signal once more after its own shutdown; a drained gateway has ended well.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, server.note_exit)
     server.run()
     return 0 if server.started else 1
 

@@ -35,8 +35,9 @@ from mesh.errors import (
     Unavailable,
 )
 
-# Reasons that HTTP has a status of its own for.
+# Reasons that HTTP has a status of its own for, in every dialect.
 _STATUS_OF_REASON = {
+    "UPGRADE_NOT_SUPPORTED": 400,
     "METHOD_NOT_ALLOWED": 405,
     "BODY_TIMEOUT": 408,
     "LENGTH_REQUIRED": 411,

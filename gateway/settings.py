@@ -133,6 +133,12 @@ class LimitsSettings(_Section):
     max_concurrent_requests: int = Field(
         2048, ge=1, le=1_000_000, description="Most requests in progress; further ones are refused at once with 429."
     )
+    max_loop_delay_seconds: float = Field(
+        0.03,
+        gt=0,
+        le=60,
+        description="While the gateway itself is behind by more than this, most requests are refused with 429.",
+    )
     max_inputs: int = Field(2048, ge=1, le=65536, description="Most texts in one embedding request.")
     max_documents: int = Field(10_000, ge=1, le=100_000, description="Most documents in one reranking request.")
     max_messages: int = Field(4096, ge=1, le=65536, description="Most messages in one chat request.")
@@ -147,6 +153,9 @@ class TimeoutsSettings(_Section):
     llm_seconds: float = Field(600.0, gt=0, le=86400, description="For one answer of a language model.")
     gpu_seconds: float = Field(5.0, gt=0, le=60, description="For the GPUs' status.")
     body_seconds: float = Field(30.0, gt=0, le=3600, description="For a JSON body to arrive.")
+    headers_seconds: float = Field(
+        10.0, gt=0, le=600, description="For a request's headers to arrive, and for a new connection's first byte."
+    )
     info_seconds: float = Field(1.5, gt=0, le=60, description="For asking a worker what it serves.")
 
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 import uvicorn
 
 from gateway.app import create_app
+from gateway.connections import server_config
 from gateway.settings import GatewaySettings
 from gateway.testing.peers import FakePeers
 
@@ -28,9 +29,7 @@ class RunningGateway:
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         app = create_app(settings, peers=peers.as_peers())
-        self._server = uvicorn.Server(
-            uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=2)
-        )
+        self._server = uvicorn.Server(server_config(app, settings, timeout_keep_alive=5, timeout_graceful_shutdown=2))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 
     def __enter__(self) -> Self:

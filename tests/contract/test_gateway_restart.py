@@ -265,3 +265,30 @@ async def test_a_second_sigterm_ends_at_once(tmp_path: Path) -> None:
             code = await gateway.ended()
     assert code == 128 + signal.SIGTERM
     assert loop.time() - asked < 1
+
+
+_SIGNALLED_EARLY = """
+import os, signal, uvicorn
+from gateway.__main__ import main
+run = uvicorn.Server.run
+def signalled(server):
+    os.kill(os.getpid(), signal.SIGTERM)
+    run(server)
+uvicorn.Server.run = signalled
+raise SystemExit(main())
+"""
+
+
+async def test_a_sigterm_before_the_server_runs_is_not_lost(tmp_path: Path) -> None:
+    """One that comes between the gateway's own handlers and the server's ends it as soon as it has started."""
+    variables = Gateway("127.0.0.1:1", tmp_path)._variables
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _SIGNALLED_EARLY, cwd=tmp_path, env=variables, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        async with asyncio.timeout(15):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
