@@ -10,12 +10,13 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
+from gateway.admission import Admission, LoopDelay
 from gateway.api import Api, Exact
 from gateway.attention import Attention
 from gateway.catalogue import Catalogue
 from gateway.journal import Journal
 from gateway.lifecycle import Lifecycle
-from gateway.middleware import Account, Admission, BodyCap, BodyLimits, folded
+from gateway.middleware import Account, BodyCap, BodyLimits, Framing, folded
 from gateway.peers import Peers
 from gateway.ranking import Ranker
 from gateway.routes.chat import ChatRoute
@@ -96,19 +97,23 @@ def create_app(settings: GatewaySettings, *, peers: Peers | None = None, lifecyc
     )
     _mount(app, settings, peers, lifecycle)
     limits = settings.limits
+    most = limits.max_concurrent_requests
     body_limits = BodyLimits(
         json_bytes=limits.max_json_bytes,
         upload_bytes=limits.max_upload_bytes,
         json_seconds=settings.timeouts.body_seconds,
         # The worker's deadline counts from the request's first byte too, and comes first where it has begun.
         upload_seconds=settings.timeouts.chunking_seconds + 1,
+        # Half of the places stay for requests that are being worked on.
+        most_coming=max(1, most // 2),
     )
     # These layers in place of the framework's own, which would render errors, open exit stacks and look for handlers
     # again for every request, after ours have done so.
     app.middleware_stack = folded(
         Exact(app.router),
         partial(Account, journal=Journal(), lifecycle=lifecycle),
-        partial(Admission, most=limits.max_concurrent_requests),
+        Framing,
+        partial(Admission, most=most, delay=LoopDelay(limits.max_loop_delay_seconds)),
         partial(BodyCap, limits=body_limits),
         Attention,
     )

@@ -54,6 +54,10 @@ class Exchange:
     """Whether the client has left."""
     refused: bool = False
     """Whether it was turned away because something is busy or away, which may befall thousands a second."""
+    misframed: bool = False
+    """Whether nobody can say where the request ends, so that nothing may be read behind it."""
+    answered: float | None = None
+    """When the answer's last byte was sent."""
 
     @classmethod
     def open(cls, scope: Scope, clock: Clock = monotonic) -> Exchange:
@@ -103,8 +107,13 @@ class Exchange:
         return Deadline(at=self.started + seconds, clock=self.clock, imposed=seconds == ours)
 
     def elapsed_ms(self) -> float:
-        """Milliseconds since the request came."""
-        return (self.clock() - self.started) * 1000
+        """Milliseconds from the request's coming to its answer's last byte, or to now while that is to come."""
+        return ((self.clock() if self.answered is None else self.answered) - self.started) * 1000
+
+    def end(self) -> None:
+        """Stop the clock: the answer's last byte was sent. Only the first end counts."""
+        if self.answered is None:
+            self.answered = self.clock()
 
     def timed(self, **milliseconds: float) -> None:
         """Remember where the time went: it is told in ``Server-Timing`` and in the log."""

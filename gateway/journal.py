@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter as Tally
-from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import Counter, Histogram
 from starlette.types import Scope
 
+from gateway.admission import Later, later_on_this_loop
 from gateway.exchange import Exchange
 from mesh.telemetry import LATENCY_BUCKETS, fields, get_logger
 
@@ -25,9 +24,6 @@ LATENCY = Histogram(
 _QUIET_ROUTES = frozenset({"/health/live", "/health/ready", "/health", "/metrics"})
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS"})
 REFUSALS_LOGGED_PER_SECOND = 10
-
-Later = Callable[[float, Callable[[], None]], object]
-"""Calls a function after so many seconds, as an event loop's ``call_later`` does."""
 
 
 def route_label(scope: Scope) -> str:
@@ -48,8 +44,8 @@ class Journal:
         later: how to wait for the end of a second of refusals; left out, on the running event loop.
     """
 
-    def __init__(self, later: Later | None = None) -> None:
-        self._refusals = _Refusals(later or (lambda seconds, act: asyncio.get_running_loop().call_later(seconds, act)))
+    def __init__(self, later: Later = later_on_this_loop) -> None:
+        self._refusals = _Refusals(later)
 
     def record(self, exchange: Exchange, scope: Scope, status: int) -> None:
         """Keep what is to be kept of a request that was answered with ``status``."""
@@ -62,7 +58,7 @@ class Journal:
         latency.observe(milliseconds / 1000)
         if route in _QUIET_ROUTES and status < 400:
             return
-        if exchange.refused and not self._refusals.told_singly(exchange.path, exchange.outcome):
+        if exchange.refused and not self._refusals.told_singly(_Kind(route, exchange.dialect.value, exchange.outcome)):
             return
         _LOG.info("request", extra=fields(**_line(exchange, scope, status, milliseconds)))
 
@@ -79,6 +75,14 @@ def _line(exchange: Exchange, scope: Scope, status: int, milliseconds: float) ->
     }
 
 
+class _Kind(NamedTuple):
+    """What refusals have in common. No word of the client is in it, such as a path: those have no end."""
+
+    route: str
+    dialect: str
+    outcome: str
+
+
 class _Refusals:
     """The first refusals of a second get lines of their own; the others, which are all alike, one line together.
 
@@ -88,20 +92,20 @@ class _Refusals:
     def __init__(self, later: Later) -> None:
         self._later = later
         self._told = 0
-        self._left_out: Tally[tuple[str, str]] = Tally()
+        self._left_out: Tally[_Kind] = Tally()
 
-    def told_singly(self, path: str, outcome: str) -> bool:
+    def told_singly(self, kind: _Kind) -> bool:
         """Whether this one gets a line of its own; otherwise it is counted for the line at the second's end."""
         if self._told == 0:
             self._later(1.0, self._end_second)
         self._told += 1
         if self._told <= REFUSALS_LOGGED_PER_SECOND:
             return True
-        self._left_out[path[:256], outcome] += 1
+        self._left_out[kind] += 1
         return False
 
     def _end_second(self) -> None:
-        for (path, outcome), count in self._left_out.items():
-            _LOG.info("requests refused without a line of their own", extra=fields(path=path, outcome=outcome, n=count))
+        for kind, count in self._left_out.items():
+            _LOG.info("requests refused without a line of their own", extra=fields(**kind._asdict(), n=count))
         self._left_out.clear()
         self._told = 0

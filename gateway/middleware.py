@@ -1,4 +1,5 @@
-"""The layers around the routes, as plain ASGI. Outermost first: `Account`, `Admission`, `BodyCap`, `Attention`.
+"""The layers around the routes, as plain ASGI. Outermost first: `Account`, `Framing`, `Admission`,
+`BodyCap`, `Attention`.
 
 `Account` stands outside because every failure, of the other layers too, must be rendered, counted and logged once.
 `Admission` comes before anything that costs, `BodyCap` before anything that reads. `Attention`, in a module of its own,
@@ -8,8 +9,7 @@ stands inside them all: what it cancels is the work itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
@@ -20,7 +20,6 @@ from gateway.exchange import Exchange
 from gateway.journal import Journal
 from gateway.lifecycle import Lifecycle
 from gateway.problems import as_mesh_error, out_of_time, problem
-from mesh.clock import Clock, monotonic
 from mesh.context import current_call
 from mesh.errors import (
     Cancelled,
@@ -32,7 +31,6 @@ from mesh.errors import (
     PayloadTooLarge,
     Unavailable,
 )
-from mesh.resilience import ReturnSchedule
 from mesh.telemetry import get_logger
 
 _LOG = get_logger(__name__)
@@ -57,6 +55,8 @@ class UnreadLimits:
 
     def keeps(self, exchange: Exchange) -> bool:
         """Whether the connection can be used again once the rest of the body was dropped."""
+        if exchange.misframed:
+            return False
         if exchange.body_read:
             return True
         if b"transfer-encoding" in exchange.headers or b"expect" in exchange.headers:
@@ -135,6 +135,8 @@ class _Answer:
                 headers.append(_CLOSE)
             message["headers"] = headers
         await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._exchange.end()
 
     async def fail(self, error: MeshError, allow: str | None = None) -> None:
         """Answer with the error; a started answer stays unfinished, so that nobody takes it for whole."""
@@ -153,8 +155,11 @@ class _Answer:
         if not keeps:
             headers.append(_CLOSE)
         await self.send({"type": "http.response.start", "status": shown.status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body, "more_body": not keeps})
-        if not keeps:
+        # A misframed request is not waited for: what comes is not to be read.
+        lingers = not keeps and not exchange.misframed
+        await self.send({"type": "http.response.body", "body": body, "more_body": lingers})
+        if lingers:
+            exchange.end()
             await self._linger()
             await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -188,55 +193,50 @@ def _from_framework(error: HTTPException, scope: Scope) -> MeshError:
     return Internal("The gateway failed on this request. Report the request id to whoever runs it.")
 
 
-class Admission:
-    """Refuses at once what is over the most requests in progress: nothing waits in this process without a bound.
+class Framing:
+    """Refuses requests whose end is not certain: a body behind ``Upgrade``, and a tunnel.
 
-    What operators and load balancers look at is answered all the same, and takes no place.
+    Parsers differ in whether such a body belongs to the request or to the protocol that was asked for. Read as the
+    connection's next request, it would let a client speak in the name of whoever shares the connection. Without a body
+    there is nothing to differ about: ``Upgrade`` is then ignored, as RFC 9110 lets a server do.
     """
 
-    always = frozenset({"/health", "/health/live", "/health/ready", "/metrics", "/status"})
-
-    def __init__(self, app: ASGIApp, *, most: int, clock: Clock = monotonic) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._most = most
-        self._clock = clock
-        self._in_progress = 0
-        self._typical_seconds = 0.1
-        self._returns = ReturnSchedule(clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or scope["path"] in self.always:
-            await self._app(scope, receive, send)
-            return
-        if self._in_progress >= self._most:
-            raise Overloaded(
-                f"This gateway is already busy with {self._in_progress} requests. Try again after the given time.",
-                reason="GATEWAY_LIMIT",
-                # As many are done in a typical request's time as there are places.
-                retry_after=self._returns.next(self._typical_seconds / self._most),
-            )
-        self._in_progress += 1
-        started = self._clock()
-        try:
-            await self._app(scope, receive, send)
-            # Only what was answered: refusals take no time, and would make the others look quick.
-            self._typical_seconds += 0.1 * (self._clock() - started - self._typical_seconds)
-        finally:
-            self._in_progress -= 1
+        if scope["type"] == "http":
+            exchange = Exchange.at(scope)
+            if scope["method"] == "CONNECT" or (b"upgrade" in exchange.headers and _announces_body(exchange.headers)):
+                exchange.misframed = True
+                raise InvalidRequest(
+                    "Only version 1.1 of HTTP is spoken here, and no tunnel is opened. Send the request without the "
+                    "header Upgrade: HTTP libraries call it using version 1.1, or not using h2c.",
+                    reason="UPGRADE_NOT_SUPPORTED",
+                )
+        await self._app(scope, receive, send)
+
+
+def _announces_body(headers: Mapping[bytes, bytes]) -> bool:
+    """Any length but a plain zero: what is no number is no reason to trust it."""
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0").strip(b"0") != b""
 
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """Most bytes that a request's body may have, and longest time that it may take to come.
+    """Most bytes that a request's body may have, longest time that it may take to come, and how many may be coming.
 
-    Documents on ``upload_paths``, JSON everywhere else.
+    Documents on ``upload_paths``, JSON everywhere else. Where ``most_coming`` bodies are under way already, the one
+    that has been for longest is given up for the next, unless it has been for less than ``spared_seconds``.
     """
 
     json_bytes: int
     upload_bytes: int
     json_seconds: float
     upload_seconds: float
+    most_coming: int
+    spared_seconds: float = 1.0
     upload_paths: frozenset[str] = frozenset({"/v1/chunk"})
 
     def of(self, path: str, content_type: bytes) -> tuple[int, float]:
@@ -250,12 +250,14 @@ class BodyCap:
     """Refuses a body over its limits before it is parsed.
 
     Too large by ``Content-Length`` is refused at once, else as soon as it is over. A body that comes too slowly is
-    given up: it would hold its place among the requests in progress as long as its sender likes.
+    given up: it would hold its place among the requests in progress as long as its sender likes. Many that come slowly
+    give way to new ones: so they cannot hold all places between them either.
     """
 
     def __init__(self, app: ASGIApp, *, limits: BodyLimits) -> None:
         self._app = app
         self._limits = limits
+        self._coming: dict[asyncio.Timeout, float] = {}  # since when; the one that has been for longest stands first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -267,34 +269,55 @@ class BodyCap:
         declared = exchange.headers.get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > most:
             raise _too_large(most)
+        self._make_room()
         try:
             async with asyncio.timeout(seconds) as patience:
-                await self._app(scope, _counted(receive, exchange, most, patience), send)
+                self._coming[patience] = asyncio.get_running_loop().time()
+                try:
+                    await self._app(scope, self._counted(receive, exchange, most, patience), send)
+                finally:
+                    self._coming.pop(patience, None)
         except TimeoutError:
             if not patience.expired():
                 raise
             raise InvalidRequest(
-                f"The body did not arrive within {seconds:g} seconds. Send it faster, or in smaller requests.",
+                f"The body did not arrive in time: within {seconds:g} seconds, and sooner while many others come as "
+                "slowly. Send it faster, or in smaller requests.",
                 reason="BODY_TIMEOUT",
             ) from None
 
+    def _make_room(self) -> None:
+        if len(self._coming) < self._limits.most_coming:
+            return
+        oldest, since = next(iter(self._coming.items()))
+        now = asyncio.get_running_loop().time()
+        left = since + self._limits.spared_seconds - now
+        if left > 0:
+            raise Overloaded(
+                f"{len(self._coming)} requests are sending their bodies. Try again after the given time.",
+                reason="GATEWAY_LIMIT",
+                retry_after=left,
+            )
+        del self._coming[oldest]
+        oldest.reschedule(now)
 
-def _counted(receive: Receive, exchange: Exchange, most: int, patience: asyncio.Timeout) -> Receive:
-    seen = 0
+    def _counted(self, receive: Receive, exchange: Exchange, most: int, patience: asyncio.Timeout) -> Receive:
+        seen = 0
 
-    async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > most:
-            raise _too_large(most)
-        if not message.get("more_body", False) and not exchange.body_read:
-            exchange.body_read = True
-            with suppress(RuntimeError):  # over already: an upload's reader may outlive the answer
-                patience.reschedule(None)
-        return message
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > most:
+                raise _too_large(most)
+            if not message.get("more_body", False) and not exchange.body_read:
+                exchange.body_read = True
+                # One that was given up in this very moment stays so.
+                if self._coming.pop(patience, None) is not None:
+                    patience.reschedule(None)
+            return message
 
-    return counted
+        return counted
 
 
 def _too_large(limit: int) -> PayloadTooLarge:

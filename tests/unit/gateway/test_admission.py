@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -12,14 +13,16 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
+from gateway.admission import Admission, LoopDelay
 from gateway.app import create_app
+from gateway.exchange import Exchange
 from gateway.journal import REFUSALS_LOGGED_PER_SECOND, Journal
 from gateway.lifecycle import Lifecycle
-from gateway.middleware import Account, Admission, UnreadLimits
+from gateway.middleware import Account, BodyCap, BodyLimits, UnreadLimits
 from gateway.settings import GatewaySettings
 from gateway.testing import FakePeers, RawRequest
 from mesh.context import Priority
-from mesh.errors import CircuitOpen, Overloaded
+from mesh.errors import CircuitOpen, InvalidRequest, Overloaded
 from mesh.testing import FakeClock
 
 JSON = {"content-type": "application/json"}
@@ -153,8 +156,12 @@ async def test_slow_work_is_no_slow_body(peers: FakePeers) -> None:
 async def test_over_the_most_requests_in_progress_the_next_is_refused_at_once(peers: FakePeers) -> None:
     """In the path's dialect; a place is free again when a request ends; health, metrics and status take none."""
     app = create_app(GatewaySettings.model_validate({"limits": {"max_concurrent_requests": 2}}), peers=peers.as_peers())
-    slow = [RawRequest("POST", "/v1/embeddings", JSON) for _ in range(2)]
-    tasks = [request.start(app) for request in slow]
+    peers.writer.gate = asyncio.Semaphore(0)
+    slow = [RawRequest("POST", "/v1/chat/completions", JSON) for _ in range(2)]
+    tasks = []
+    for request in slow:
+        request.say(b'{"messages": [{"role": "user", "content": "Hi"}]}')
+        tasks.append(request.start(app))
     for _ in range(5):
         await asyncio.sleep(0)
     transport = httpx.ASGITransport(app=app)
@@ -162,8 +169,8 @@ async def test_over_the_most_requests_in_progress_the_next_is_refused_at_once(pe
         refused = await client.post("/embed", json={"inputs": "a"})
         for path in ("/health", "/health/live", "/metrics", "/status"):
             assert (await client.get(path)).status_code == 200, path
-        for request in slow:
-            request.say(b'{"input": "a"}')
+        for _ in range(6):
+            peers.writer.gate.release()
         await asyncio.gather(*tasks)
         again = await client.post("/embed", json={"inputs": "a"})
     assert (refused.status_code, refused.json()["error_type"], refused.headers["retry-after"]) == (
@@ -225,4 +232,210 @@ async def test_a_flood_of_refusals_is_logged_as_a_sum(
         lines = [names_of(record) for record in caplog.records]
     assert seconds == 1.0
     assert [line["status"] for line in lines[:-1]] == [429] * REFUSALS_LOGGED_PER_SECOND
-    assert lines[-1] == {"path": "/v1/embeddings", "outcome": "hop_limit", "n": 7}
+    assert lines[-1] == {"route": "/v1/embeddings", "dialect": "openai", "outcome": "hop_limit", "n": 7}
+
+
+async def test_made_up_paths_cannot_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """A refusal comes before routing, so its path is the client's word: the sum is one per dialect and outcome."""
+    second_over: list[Any] = []
+
+    async def full(scope: Scope, receive: Receive, send: Send) -> None:
+        raise FULL
+
+    journal = Journal(later=lambda seconds, act: second_over.append(act))
+    app = Account(full, journal=journal, lifecycle=Lifecycle())
+    with caplog.at_level(logging.INFO, logger="gateway.journal"):
+        for number in range(REFUSALS_LOGGED_PER_SECOND + 500):
+            request = RawRequest("GET", f"/v1/{number}")
+            await request.start(app)
+        [end] = second_over
+        end()
+        lines = [names_of(record) for record in caplog.records]
+    assert len(lines) == REFUSALS_LOGGED_PER_SECOND + 1
+    assert lines[-1] == {"route": "unmatched", "dialect": "openai", "outcome": "hop_limit", "n": 500}
+
+
+async def test_lingering_is_no_part_of_an_answers_time(caplog: pytest.LogCaptureFixture) -> None:
+    """The clock stops with the answer's last byte, however long the rest of the body is then waited for."""
+
+    async def full(scope: Scope, receive: Receive, send: Send) -> None:
+        raise FULL
+
+    app = Account(
+        full, journal=Journal(later=lambda *_: None), lifecycle=Lifecycle(),
+        unread=UnreadLimits(lingering_seconds=0.3),
+    )  # fmt: skip
+    with caplog.at_level(logging.INFO, logger="gateway.journal"):
+        await RawRequest("POST", "/v1/embeddings", {"transfer-encoding": "chunked"}).start(app)
+    [line] = [names_of(record) for record in caplog.records]
+    assert line["ms"] < 200
+
+
+class Loop:
+    """An event loop's clock and timer, by hand."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.waiting: list[Callable[[], None]] = []
+
+    def later(self, seconds: float, act: Callable[[], None]) -> None:
+        """Remember what is to be called; a test says when."""
+        assert seconds == pytest.approx(0.01)
+        self.waiting.append(act)
+
+    def tick(self, late: float = 0.0) -> None:
+        """Let a tick come so much too late."""
+        self.clock.advance(0.01 + late)
+        [act], self.waiting = self.waiting, []
+        act()
+
+
+def watched_loop() -> tuple[Loop, LoopDelay]:
+    """A loop, and its delay with a bound of 30 ms."""
+    loop = Loop()
+    return loop, LoopDelay(0.03, clock=loop.clock, later=loop.later)
+
+
+def test_one_pause_is_no_overload_and_two_in_a_row_are() -> None:
+    """A collection or one large body makes one tick late; a tick in time ends it."""
+    loop, delay = watched_loop()
+    delay.keep_watch()
+    seen = []
+    for late in (0.5, 0.0, 0.031, 0.031, 0.2, 0.029, 0.05):
+        loop.tick(late)
+        delay.keep_watch()
+        seen.append(delay.is_late)
+    assert seen == [False, False, False, True, True, False, False]
+
+
+def test_an_idle_process_is_not_woken() -> None:
+    """The timer runs on while requests come, one at a time, ends a tick behind the last, and begins again."""
+    loop, delay = watched_loop()
+    for _ in range(3):
+        delay.keep_watch()
+    assert len(loop.waiting) == 1
+    loop.tick()
+    loop.tick()
+    assert loop.waiting == []
+    delay.keep_watch()
+    assert len(loop.waiting) == 1
+
+
+async def test_while_the_loop_is_late_only_a_few_are_let_in(peers: FakePeers) -> None:
+    """The others are told so at once; health is answered, and all are let in again when the loop keeps time."""
+    loop, delay = watched_loop()
+    go_on = asyncio.Event()
+    served: list[str] = []
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        served.append(scope["path"])
+        await go_on.wait()
+
+    async def nothing() -> Message:
+        raise AssertionError("nobody reads")
+
+    async def nobody(message: Message) -> None:
+        raise AssertionError("nobody writes")
+
+    admission = Admission(route, most=100, few=2, delay=delay, clock=loop.clock)
+
+    async def ask(path: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(admission({"type": "http", "path": path}, nothing, nobody))
+        await asyncio.sleep(0)
+        return task
+
+    tasks = [await ask("/v1/gpu")]
+    loop.tick(0.1)
+    tasks.append(await ask("/v1/gpu"))
+    loop.tick(0.1)
+    refused = await ask("/v1/gpu")
+    tasks.append(await ask("/health/live"))
+    loop.tick()
+    tasks.append(await ask("/v1/gpu"))
+    go_on.set()
+    await asyncio.gather(*tasks)
+    error = refused.exception()
+    assert isinstance(error, Overloaded)
+    assert (error.reason, error.retry_after is not None) == ("GATEWAY_BUSY", True)
+    assert served == ["/v1/gpu", "/v1/gpu", "/health/live", "/v1/gpu"]
+
+
+class Bodies:
+    """A body cap before a route that reads, and requests whose bodies come when a test says so."""
+
+    def __init__(self, *, most_coming: int, spared_seconds: float) -> None:
+        limits = BodyLimits(
+            json_bytes=100, upload_bytes=100, json_seconds=30, upload_seconds=30, most_coming=most_coming,
+            spared_seconds=spared_seconds,
+        )  # fmt: skip
+        self.app = BodyCap(self._route, limits=limits)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+
+    async def ask(self) -> tuple[asyncio.Task[None], asyncio.Queue[Message]]:
+        """A request and what its client sends."""
+        queue: asyncio.Queue[Message] = asyncio.Queue()
+        scope = {"type": "http", "method": "POST", "path": "/embed", "headers": []}
+        Exchange.open(scope)
+
+        async def nobody(message: Message) -> None:
+            raise AssertionError("nobody writes")
+
+        task = asyncio.create_task(self.app(scope, queue.get, nobody))
+        await asyncio.sleep(0)
+        return task, queue
+
+
+WHOLE = {"type": "http.request", "body": b"a", "more_body": False}
+
+
+async def test_slow_bodies_give_way_to_new_ones() -> None:
+    """Senders of a byte a second cannot hold all places between them: the one that takes longest is given up."""
+    bodies = Bodies(most_coming=2, spared_seconds=0)
+    (first, _), (second, to_second) = await bodies.ask(), await bodies.ask()
+    third, to_third = await bodies.ask()
+    for queue in (to_second, to_third):
+        queue.put_nowait(WHOLE)
+    results = await asyncio.gather(first, second, third, return_exceptions=True)
+    assert isinstance(results[0], InvalidRequest)
+    assert results[0].reason == "BODY_TIMEOUT"
+    assert all(result is None for result in results[1:])
+
+
+async def test_a_burst_of_bodies_does_not_give_them_up() -> None:
+    """One that has only just begun is no slow one: the newest is refused instead, and told when it is."""
+    bodies = Bodies(most_coming=2, spared_seconds=1)
+    begun = [await bodies.ask(), await bodies.ask()]
+    refused, _ = await bodies.ask()
+    for _, queue in begun:
+        queue.put_nowait(WHOLE)
+    await asyncio.gather(*(task for task, _ in begun))
+    again, queue = await bodies.ask()
+    queue.put_nowait(WHOLE)
+    await again
+    error = refused.exception()
+    assert isinstance(error, Overloaded)
+    assert error.retry_after == pytest.approx(1, abs=0.5)
+
+
+async def test_a_body_that_has_come_takes_no_place_among_those_that_come() -> None:
+    """What is being worked on is counted elsewhere, and never given up for its body."""
+    go_on = asyncio.Event()
+
+    class Working(Bodies):
+        async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await receive()
+            await go_on.wait()
+
+    bodies = Working(most_coming=1, spared_seconds=0)
+    tasks = []
+    for _ in range(3):
+        task, queue = await bodies.ask()
+        queue.put_nowait(WHOLE)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        tasks.append(task)
+    go_on.set()
+    await asyncio.gather(*tasks)
