@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,12 +93,13 @@ class LateInteractionScorer:
         query, documents = texts.query, texts.documents
         tokenization_seconds = time.perf_counter() - started
         self.runner.require_tokens(texts.tokens, param="documents")
-        encoded = await self.runner.submit(
-            [_Work(query.inputs[0])], deadline=deadline, priority=priority, canary=canary
-        )
-        (vectors,) = encoded.results
-        works = [_Work(each, vectors) for each in documents.inputs]
-        scored = await self.runner.submit(works, deadline=deadline, priority=priority, canary=canary)
+        # Room for both parts at once: a request whose query is computed is not refused any more.
+        room = self.runner.reserved(texts.tokens, deadline=deadline, priority=priority)
+        with nullcontext() if canary else room as held:
+            submit = partial(self.runner.submit, deadline=deadline, priority=priority, canary=canary, reservation=held)
+            encoded = await submit([_Work(query.inputs[0])])
+            (vectors,) = encoded.results
+            scored = await submit([_Work(each, vectors) for each in documents.inputs])
         return Scored(
             raw=np.array(scored.results, dtype=np.float32),
             tokens=texts.tokens,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,10 @@ from tokenizers.normalizers import Replace
 from inference.engines import FloatArray, Head
 from inference.pooling import normalized
 from inference.runner import RunnerLimits
-from inference.testing import FakeEngine, fake_loaded_model
+from inference.testing import FakeEngine, GatedEngine, fake_loaded_model
 from mesh.context import Priority
 from mesh.deadline import Deadline
-from mesh.errors import InvalidRequest
+from mesh.errors import InvalidRequest, Overloaded
 from reranking_service.late_interaction import LateInteractionScorer, max_similarities
 from reranking_service.scoring import RerankingRequest, Scored
 
@@ -141,3 +142,20 @@ def test_scaled_scores_keep_order_and_bounds(tmp_path: Path) -> None:
     scorer = LateInteractionScorer(fake_loaded_model(tmp_path, head=Head.TOKENS), LIMITS)
     raw = np.array([-1.0000001, -0.5, 0.0, 0.5, 1.0000001], dtype=np.float32)
     assert scorer.scaled(raw).tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+async def test_a_request_whose_query_is_computed_is_not_refused(tmp_path: Path) -> None:
+    """Room is asked for once, for the query and the documents: whoever comes in between does not take it."""
+    loaded, engine = GatedEngine.loaded(tmp_path, head=Head.TOKENS)
+    scorer = LateInteractionScorer(loaded, replace(LIMITS, tokens_per_request=100, queued_tokens=100))
+    scorer.runner.start()
+    engine.gate.clear()
+    first = asyncio.create_task(score(scorer, "cat", *["a b c d e"] * 8))
+    async with asyncio.timeout(5):
+        while not engine.batches:
+            await asyncio.sleep(0.001)
+    with pytest.raises(Overloaded):
+        await score(scorer, "dog", *["a b c d e"] * 8)
+    engine.gate.set()
+    assert len((await first).raw) == 8
+    await scorer.runner.stop()
