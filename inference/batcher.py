@@ -19,7 +19,7 @@ from inference.admission import AdmissionQueue, Batched, BatchTimings, Entry, R,
 from inference.engines import DeviceOutOfMemory
 from inference.metrics import BatchMetrics
 from inference.pace import Computed, Pace
-from inference.recovery import Recovery, failure_of
+from inference.recovery import GivenUp, Recovery
 from inference.room import Reservation, Room
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
@@ -268,7 +268,7 @@ class Batcher(Generic[W, R]):
         """A canary, or a part of a failed batch, or the next batch of the queue."""
         if len(self._recovery) and not self._queue.canary_waits:
             return self._recovery.take(self._queue.batch_tokens)
-        self._recovery.fresh()
+        self._give_up(self._recovery.fresh())
         return self._queue.take(self._pace.budgets())
 
     def _still_wanted(self, ticket: Ticket[W, R]) -> bool:
@@ -315,13 +315,12 @@ class Batcher(Generic[W, R]):
             self._shrink_budget(batch)
         with self._changed:
             self._failures += 1
-            given_up = self._recovery.failed(batch, out_of_memory=out_of_memory)
-        if given_up:
-            log.error("a batch failed", exc_info=error, extra=fields(capability=self._capability, items=len(given_up)))
-            failure = failure_of(error, futile=self._recovery.futile)
-            self._fail(given_up, failure)
-        else:
+            parts = len(self._recovery)
+            given_up = self._recovery.failed(batch, error)
+            split = len(self._recovery) > parts
+        if split:
             self._metrics.split(out_of_memory=out_of_memory)
+        self._give_up(given_up)
 
     def _shrink_budget(self, batch: list[Entry[W, R]]) -> None:
         """Memory that did not suffice once will not suffice again: the next batches are cut smaller from the start."""
@@ -331,11 +330,15 @@ class Batcher(Generic[W, R]):
             budget = self._queue.batch_tokens
         log.warning("out of memory: smaller batches", extra=fields(capability=self._capability, batch_tokens=budget))
 
-    def _fail(self, entries: list[Entry[W, R]], failure: MeshError) -> None:
-        with self._changed:
-            for entry in entries:
-                if not entry.ticket.over:
-                    self._settle(entry.ticket, failure)
+    def _give_up(self, given_up: list[GivenUp[W, R]]) -> None:
+        for each in given_up:
+            items = fields(capability=self._capability, items=len(each.entries))
+            log.error("a batch failed", exc_info=each.error, extra=items)
+            failure = each.failure
+            with self._changed:
+                for entry in each.entries:
+                    if not entry.ticket.over:
+                        self._settle(entry.ticket, failure)
 
     def _finish(self, batch: list[Entry[W, R]], results: Sequence[R], seconds: float) -> None:
         computed = Computed(entries=batch, seconds=seconds, backlogged=self._backlogged)
@@ -345,7 +348,7 @@ class Batcher(Generic[W, R]):
         with self._changed:
             self._last_progress = self._clock()
             self._failures = 0
-            self._recovery.succeeded()
+            given_up = self._recovery.succeeded()
             self._pace.computed(computed)
             for entry, result in zip(batch, results, strict=True):
                 entry.ticket.results[entry.index] = result
@@ -355,6 +358,7 @@ class Batcher(Generic[W, R]):
                 ticket.largest_batch = max(ticket.largest_batch, len(batch))
                 if ticket.open_items == 0:
                     self._settle(ticket, None)
+        self._give_up(given_up)
 
     def _settle(self, ticket: Ticket[W, R], failure: MeshError | None) -> None:
         """Answer the caller, and take what is left of a failed ticket out of the queue. Holds the lock."""

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.batcher import Batcher, BatchLimits
-from inference.recovery import FUTILE_PARTS
 from inference.testing import FakeWork, GatedRun
 from mesh.context import Priority
 from mesh.deadline import Deadline
@@ -394,29 +393,53 @@ async def test_a_wrong_number_of_results_is_an_internal_error() -> None:
             await submit(batcher, 1, 2)
 
 
-async def test_a_poisoned_engine_is_not_asked_once_per_item() -> None:
-    """Where everything fails, splitting ends soon; the next batch costs one try, and its callers may go elsewhere."""
+async def test_several_poisonous_requests_take_nobody_with_them() -> None:
+    """Eight among sixty-four fail alone; the fifty-six others are computed."""
+    poison = range(8, 72, 8)
+    run = GatedRun(is_open=False, poison=poison)
+    async with running(run, BatchLimits(batch_tokens=4 * 64, queued_tokens=10_000)) as batcher:
+        first = submit(batcher, 0)
+        await entered(run)
+        calls = {value: submit(batcher, value) for value in range(8, 72)}
+        await asyncio.sleep(0)
+        run.gate.set()
+        await asyncio.gather(first, *calls.values(), return_exceptions=True)
+        for value, call in calls.items():
+            if value in poison:
+                assert isinstance(call.exception(), Internal)
+            else:
+                assert call.result() == [2 * value]
+
+
+async def test_a_failing_canary_ends_the_search_for_the_request_at_fault() -> None:
+    """An engine that fails everything is asked until its canary fails; then its callers may go elsewhere."""
     run = GatedRun(is_open=False, poison=range(1, 1000))
     async with running(run, BatchLimits(batch_tokens=4 * 200, queued_tokens=10_000)) as batcher:
         first = submit(batcher, 0)
         await entered(run)
         calls = [submit(batcher, value) for value in range(1, 200)]
         await asyncio.sleep(0)
-        run.gate.set()
+        run.let_through(1)
         await first
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        assert len(run.batches) == 1 + FUTILE_PARTS
-        assert batcher.failures() == FUTILE_PARTS
+        await entered(run)
+        canary = asyncio.create_task(
+            batcher.submit([FakeWork(4, 999)], deadline=Deadline.after(30), priority=Priority.INTERACTIVE, canary=True)
+        )
+        await asyncio.sleep(0)
+        run.gate.set()
+        answers = await asyncio.gather(canary, *calls, return_exceptions=True)
+        assert len(run.batches) == 3
+        assert batcher.failures() == 2
         assert all(isinstance(each, Unavailable) and each.reason == "ENGINE_FAILING" for each in answers)
         run.gate.clear()
         blocker = submit(batcher, 500)
         await entered(run)
+        await entered(run)
         calls = [submit(batcher, value) for value in range(1, 50)]
         await asyncio.sleep(0)
-        before = len(run.batches)
         run.gate.set()
         await asyncio.gather(blocker, *calls, return_exceptions=True)
-        assert len(run.batches) == before + 1
+        assert len(run.batches) == 5
 
 
 async def test_failures_are_counted_until_a_batch_succeeds() -> None:

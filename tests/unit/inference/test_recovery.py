@@ -6,12 +6,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.admission import Entry, Ticket
-from inference.recovery import FUTILE_PARTS, Recovery
+from inference.engines import DeviceOutOfMemory
+from inference.recovery import DOUBTFUL_PARTS, GivenUp, Recovery
 from inference.testing import FakeWork
 from mesh.context import Priority
 from mesh.deadline import Deadline
+from mesh.errors import Internal, Unavailable
 
 Batch = list[Entry[FakeWork, int]]
+ERROR = ValueError("poisoned")
+
+
+def entries_of(given_up: list[GivenUp[FakeWork, int]]) -> Batch:
+    """All that is not tried again."""
+    return [entry for each in given_up for entry in each.entries]
+
+
+def canary() -> Batch:
+    """The batch that proves the engine."""
+    batch = batch_of(1)
+    batch[0].ticket.canary = True
+    return batch
 
 
 def batch_of(*sizes: int) -> Batch:
@@ -34,7 +49,7 @@ def test_one_request_at_fault_is_found_and_fails_alone(sizes: list[int], data: s
     while part:
         tries += 1
         if any(entry.ticket is guilty for entry in part):
-            given_up += recovery.failed(part, out_of_memory=False)
+            given_up += entries_of(recovery.failed(part, ERROR))
         else:
             recovery.succeeded()
             computed += part
@@ -48,7 +63,7 @@ def test_a_single_request_fails_at_once() -> None:
     """Its items need not be told apart: they fail together in any case."""
     recovery: Recovery[FakeWork, int] = Recovery()
     batch = batch_of(32)
-    assert recovery.failed(batch, out_of_memory=False) == batch
+    assert entries_of(recovery.failed(batch, ERROR)) == batch
     assert len(recovery) == 0
 
 
@@ -61,7 +76,7 @@ def test_memory_is_found_by_halving_items_and_the_rest_is_cut_to_it() -> None:
         tries += 1
         if len(part) * 4 > fits:
             budget = min(budget, len(part) * 4 // 2)
-            assert recovery.failed(part, out_of_memory=True) == []
+            assert recovery.failed(part, DeviceOutOfMemory()) == []
         else:
             recovery.succeeded()
             computed += len(part)
@@ -69,28 +84,82 @@ def test_memory_is_found_by_halving_items_and_the_rest_is_cut_to_it() -> None:
     assert (tries, computed) == (4 + 64 // 4, 64)
 
 
-def test_an_engine_that_fails_everything_is_not_asked_for_ever() -> None:
-    """After some tries without a success all that is left is given up, at the next batch at once."""
-    recovery: Recovery[FakeWork, int] = Recovery()
-    batch = batch_of(*[1] * 500)
-    tries, given_up, part = 0, Batch(), batch
+def run_through(recovery: Recovery[FakeWork, int], batch: Batch, guilty: set[int]) -> tuple[Batch, list[type], int]:
+    """Try ``batch`` and its parts to the end: what was computed, how the others failed, and in how many tries."""
+    computed, failures, tries, part = Batch(), list[type](), 0, batch
     while part:
         tries += 1
-        given_up += recovery.failed(part, out_of_memory=False)
+        if any(id(entry.ticket) in guilty for entry in part):
+            given_up = recovery.failed(part, ERROR)
+        else:
+            computed += part
+            given_up = recovery.succeeded()
+        failures += [type(each.failure) for each in given_up for _ in each.entries]
         part = recovery.take(10**9)
-    assert tries == FUTILE_PARTS
-    assert len(given_up) == len(batch)
-    recovery.fresh()
-    again = batch_of(1, 1)
-    assert recovery.failed(again, out_of_memory=False) == again
-    recovery.succeeded()
-    assert recovery.failed(batch_of(1, 1), out_of_memory=False) == []
+    failures += [type(each.failure) for each in recovery.fresh() for _ in each.entries]
+    return computed, failures, tries
 
 
-def test_single_requests_that_fail_do_not_make_splitting_futile() -> None:
-    """A client that repeats a poisonous request does not keep a later batch from being split."""
+@given(st.sets(st.integers(0, 63), max_size=63))
+def test_however_many_requests_are_at_fault_all_others_are_computed(positions: set[int]) -> None:
+    """One innocent among poisonous ones is enough to clear the engine, and to blame those that failed alone."""
+    batch = batch_of(*[1] * 64)
+    guilty = {id(batch[position].ticket) for position in positions}
     recovery: Recovery[FakeWork, int] = Recovery()
-    for _ in range(10 * FUTILE_PARTS):
+    computed, failures, tries = run_through(recovery, batch, guilty)
+    assert len(computed) == 64 - len(positions)
+    assert len(failures) == len(positions)
+    assert tries <= 2 * 64
+
+
+def test_where_nothing_is_computed_at_all_the_engine_is_at_fault() -> None:
+    """Each request is tried once, and its caller may ask another worker; nothing is held against the next batch."""
+    recovery: Recovery[FakeWork, int] = Recovery()
+    batch = batch_of(*[1] * 100)
+    computed, failures, tries = run_through(recovery, batch, {id(entry.ticket) for entry in batch})
+    assert (computed, failures) == ([], [Unavailable] * 100)
+    assert tries <= 100 + DOUBTFUL_PARTS
+    again = batch_of(*[1] * 64)
+    computed, failures, _ = run_through(recovery, again, {id(again[0].ticket)})
+    assert (len(computed), failures) == (63, [Internal])
+
+
+def test_a_failing_canary_ends_all_tries_until_something_is_computed() -> None:
+    """It decides at once what parts could only suggest; the next batches cost one try each."""
+    recovery: Recovery[FakeWork, int] = Recovery()
+    batch, proof = batch_of(*[1] * 500), canary()
+    part = batch
+    for _ in range(DOUBTFUL_PARTS + 3):
+        assert recovery.failed(part, ERROR) == []
+        part = recovery.take(10**9)
+    recovery.fresh()
+    given_up = recovery.failed(proof, ERROR)
+    assert len(entries_of(given_up)) == 500 - len(part) + len(proof)
+    assert {type(each.failure) for each in given_up} == {Unavailable}
+    assert len(recovery) == 0
+    again = batch_of(1, 1)
+    assert entries_of(recovery.failed(again, ERROR)) == again
+    recovery.succeeded()
+    assert recovery.failed(batch_of(1, 1), ERROR) == []
+
+
+def test_a_canary_that_succeeds_clears_the_engine() -> None:
+    """What failed alone is then at fault itself, and splitting goes on as from the start."""
+    recovery: Recovery[FakeWork, int] = Recovery()
+    part = batch_of(*[1] * 100)
+    for _ in range(DOUBTFUL_PARTS + 3):
+        assert recovery.failed(part, ERROR) == []
+        part = recovery.take(10**9)
+    assert len(part) == 1
+    recovery.fresh()
+    assert [type(each.failure) for each in recovery.succeeded()] == [Internal] * 3
+    assert len(recovery.take(10**9)) > 1
+
+
+def test_single_requests_that_fail_do_not_raise_doubts() -> None:
+    """A client that repeats a poisonous request is told each time that it is the request."""
+    recovery: Recovery[FakeWork, int] = Recovery()
+    for _ in range(10 * DOUBTFUL_PARTS):
         recovery.fresh()
-        assert recovery.failed(batch_of(1), out_of_memory=False)
-    assert not recovery.futile
+        (given_up,) = recovery.failed(batch_of(1), ERROR)
+        assert isinstance(given_up.failure, Internal)
