@@ -16,6 +16,7 @@ import uvicorn
 
 from gateway.app import create_app
 from gateway.connections import server_config
+from gateway.door import Door
 from gateway.lifecycle import Lifecycle
 from gateway.settings import GatewaySettings
 from mesh.settings import EXIT_SETTINGS, SettingsError
@@ -89,10 +90,12 @@ def main() -> int:
         return EXIT_SETTINGS
     configure_logging("gateway", settings.log_format)
     lifecycle = Lifecycle()
-    app = create_app(settings, lifecycle=lifecycle)
+    door = Door.of(settings, lifecycle)
+    app = create_app(settings, lifecycle=lifecycle, door=door)
     config = server_config(
         app,
         settings,
+        door,
         host=settings.host,
         port=settings.port,
         backlog=_BACKLOG,

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from gateway.admission import Admission, LoopDelay
+from gateway.admission import Admission
 from gateway.api import Api, Exact
 from gateway.attention import Attention
 from gateway.catalogue import Catalogue
-from gateway.journal import Journal
+from gateway.door import Door
 from gateway.lifecycle import Lifecycle
 from gateway.middleware import Account, BodyCap, BodyLimits, Framing, folded
 from gateway.peers import Peers
@@ -75,16 +75,24 @@ def dial(settings: GatewaySettings) -> Peers:
     )
 
 
-def create_app(settings: GatewaySettings, *, peers: Peers | None = None, lifecycle: Lifecycle | None = None) -> FastAPI:
+def create_app(
+    settings: GatewaySettings,
+    *,
+    peers: Peers | None = None,
+    lifecycle: Lifecycle | None = None,
+    door: Door | None = None,
+) -> FastAPI:
     """The gateway.
 
     Args:
         settings: all that can be told to it.
         peers: who answers; left out, the workers that the settings name.
         lifecycle: shared with whoever runs the app and tells it to drain.
+        door: shared with the server, which may turn requests away by it before they come here.
     """
     peers = peers or dial(settings)
     lifecycle = lifecycle or Lifecycle()
+    door = door or Door.of(settings, lifecycle)
     app = FastAPI(
         title="Torch Isolation Mesh",
         version=VERSION,
@@ -97,7 +105,6 @@ def create_app(settings: GatewaySettings, *, peers: Peers | None = None, lifecyc
     )
     _mount(app, settings, peers, lifecycle)
     limits = settings.limits
-    most = limits.max_concurrent_requests
     body_limits = BodyLimits(
         json_bytes=limits.max_json_bytes,
         upload_bytes=limits.max_upload_bytes,
@@ -105,15 +112,15 @@ def create_app(settings: GatewaySettings, *, peers: Peers | None = None, lifecyc
         # The worker's deadline counts from the request's first byte too, and comes first where it has begun.
         upload_seconds=settings.timeouts.chunking_seconds + 1,
         # Half of the places stay for requests that are being worked on.
-        most_coming=max(1, most // 2),
+        most_coming=max(1, limits.max_concurrent_requests // 2),
     )
     # These layers in place of the framework's own, which would render errors, open exit stacks and look for handlers
     # again for every request, after ours have done so.
     app.middleware_stack = folded(
         Exact(app.router),
-        partial(Account, journal=Journal(), lifecycle=lifecycle),
+        partial(Account, journal=door.journal, lifecycle=lifecycle),
         Framing,
-        partial(Admission, most=most, delay=LoopDelay(limits.max_loop_delay_seconds)),
+        partial(Admission, places=door.places),
         partial(BodyCap, limits=body_limits),
         Attention,
     )

@@ -1,7 +1,8 @@
 """How a connection is read: what uvicorn's own protocol leaves to the client is bounded and closed here.
 
-uvicorn has no public seam for it. What is used of its protocol, ``cycle``, ``parser``, ``timeout_keep_alive_task``,
-``_unsupported_upgrade_warning`` and the parser's callbacks, is held to the real server by ``tests/contract``.
+uvicorn has no public seam for it. What is used of its protocol, ``parser``, ``cycle``, ``pipeline``, ``flow``,
+``_start_asgi_task``, ``_unsupported_upgrade_warning`` and the parser's callbacks, is held to the real server by
+``tests/contract``.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+    from gateway.door import Door
     from gateway.settings import GatewaySettings
 
 import uvicorn
 
 
-def server_config(app: ASGIApp, settings: GatewaySettings, **others: Any) -> uvicorn.Config:
-    """How uvicorn serves the gateway, in its own process and in tests."""
+def server_config(app: ASGIApp, settings: GatewaySettings, door: Door, **others: Any) -> uvicorn.Config:
+    """How uvicorn serves the gateway, in its own process and in tests; ``door`` is the one that the app has."""
     return uvicorn.Config(
         app,
         # uvloop where it is installed, asyncio where it is not.
         loop="auto",
-        http=http_protocol(settings.timeouts.headers_seconds),
+        http=http_protocol(settings.timeouts.headers_seconds, door),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -36,10 +38,11 @@ def server_config(app: ASGIApp, settings: GatewaySettings, **others: Any) -> uvi
     )
 
 
-def http_protocol(headers_seconds: float) -> Any:
+def http_protocol(headers_seconds: float, door: Door) -> Any:
     """The protocol that uvicorn has on httptools, made strict; without httptools, its own on h11.
 
-    h11 reads the body of a request that asks for an upgrade by itself. Only the time for headers is not bounded there.
+    h11 reads the body of a request that asks for an upgrade by itself. Only the time for headers is not bounded there,
+    and refusals cost what they cost.
     """
     try:
         import uvicorn.protocols.http.httptools_impl as httptools_impl  # noqa: PLR0402 - needs httptools
@@ -91,6 +94,18 @@ def http_protocol(headers_seconds: float) -> Any:
                 # would read what still comes as the connection's next request: somebody else's words, as it were.
                 self._is_deaf = True
                 self.cycle.keep_alive = False
+
+        def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+            # One that ends the connection, or whose client does not read, needs more care than the door takes. And what
+            # is pipelined behind this one must not be answered from within its own answer, as deep as it is long.
+            plain = cycle.keep_alive and not (self.parser.should_upgrade() or self.pipeline or self.flow.write_paused)
+            answer = door.turn_away(cycle.scope) if plain else None
+            if answer is None:
+                super()._start_asgi_task(cycle, app)
+                return
+            self.transport.write(answer)
+            cycle.response_started = cycle.response_complete = True
+            cycle.on_response()
 
         def _unsupported_upgrade_warning(self) -> None:
             """One line per request that any client can send says nothing; a refusal is logged like every other."""

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from prometheus_client import Counter, Histogram
 from starlette.types import Scope
 
-from gateway.admission import Later, later_on_this_loop
 from gateway.exchange import Exchange
+from gateway.loop import Later, later_on_this_loop
 from mesh.telemetry import LATENCY_BUCKETS, fields, get_logger
 
 _LOG = get_logger(__name__)

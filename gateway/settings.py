@@ -134,7 +134,7 @@ class LimitsSettings(_Section):
         2048, ge=1, le=1_000_000, description="Most requests in progress; further ones are refused at once with 429."
     )
     max_loop_delay_seconds: float = Field(
-        0.03,
+        0.02,
         gt=0,
         le=60,
         description="While the gateway itself is behind by more than this, most requests are refused with 429.",

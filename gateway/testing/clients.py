@@ -13,6 +13,8 @@ import uvicorn
 
 from gateway.app import create_app
 from gateway.connections import server_config
+from gateway.door import Door
+from gateway.lifecycle import Lifecycle
 from gateway.settings import GatewaySettings
 from gateway.testing.peers import FakePeers
 
@@ -24,12 +26,16 @@ class RunningGateway:
     ...     print(gateway.url)
     """
 
-    def __init__(self, settings: GatewaySettings, peers: FakePeers) -> None:
+    def __init__(self, settings: GatewaySettings, peers: FakePeers, door: Door | None = None) -> None:
         self.peers = peers
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        app = create_app(settings, peers=peers.as_peers())
-        self._server = uvicorn.Server(server_config(app, settings, timeout_keep_alive=5, timeout_graceful_shutdown=2))
+        lifecycle = Lifecycle()
+        self.door = door or Door.of(settings, lifecycle)
+        app = create_app(settings, peers=peers.as_peers(), lifecycle=lifecycle, door=self.door)
+        self._server = uvicorn.Server(
+            server_config(app, settings, self.door, timeout_keep_alive=5, timeout_graceful_shutdown=2)
+        )
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 
     def __enter__(self) -> Self:

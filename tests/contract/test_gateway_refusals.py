@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from gateway.admission import Places
+from gateway.door import Door
+from gateway.journal import Journal
+from gateway.lifecycle import Lifecycle
+from gateway.loop import LoopDelay
 from gateway.settings import GatewaySettings
 from gateway.testing import FakePeers, RunningGateway
 from mesh.errors import Overloaded
@@ -90,3 +96,97 @@ def test_a_client_that_sends_all_before_it_reads_gets_its_answer(busy: RunningGa
     body = b'{"input": "' + b"a" * size + b'"}'
     answer = httpx.post(f"{busy.url}/v1/embeddings", content=body, headers={"content-type": "application/json"})
     assert (answer.status_code, answer.headers["retry-after-ms"]) == (429, "250")
+
+
+class AlwaysLate(LoopDelay):
+    """An event loop that never keeps time."""
+
+    def __init__(self) -> None:
+        super().__init__(0.02, later=lambda *_: None)
+        self.is_late = True
+
+
+@pytest.fixture(scope="module")
+def late() -> Iterator[RunningGateway]:
+    """A gateway that has no time at all."""
+    lifecycle = Lifecycle()
+    door = Door(Places(most=8, few=0, delay=AlwaysLate()), journal=Journal(), lifecycle=lifecycle)
+    with RunningGateway(GatewaySettings(), FakePeers(), door) as gateway:
+        yield gateway
+
+
+EMBED = b"POST /embed HTTP/1.1\r\nHost: mesh\r\nContent-Type: application/json\r\nContent-Length: 5\r\n\r\n"
+
+
+def test_a_late_gateway_turns_away_and_keeps_the_connection(late: RunningGateway) -> None:
+    """In the path's dialect, with advice and id; what comes of the body is dropped, and health is answered."""
+    with socket.create_connection(("127.0.0.1", urlsplit(late.url).port or 0), timeout=5) as connection:
+        connection.sendall(EMBED)
+        refused = answer_on(connection)
+        connection.sendall(b"[1,2]" + LIVE)
+        live = answer_on(connection)
+        connection.sendall(b"GET /v1/gpu HTTP/1.1\r\nHost: mesh\r\nX-Request-Id: mine\r\n\r\n")
+        again = answer_on(connection)
+    assert refused.startswith(b"http/1.1 429 too many requests\r\n")
+    assert b'"error_type":"overloaded"' in refused
+    assert b"\r\nretry-after-ms: " in refused
+    assert live.startswith(b"http/1.1 200")
+    assert b'"reason":"gateway_busy"' in again
+    assert b"\r\nx-request-id: mine\r\n" in again
+
+
+def test_pipelined_requests_are_turned_away_in_order(late: RunningGateway) -> None:
+    """However many: each has its own answer, and health among them is served in its turn."""
+    count = 2000
+    with socket.create_connection(("127.0.0.1", urlsplit(late.url).port or 0), timeout=20) as connection:
+        asked = (
+            LIVE
+            + b"GET /v1/gpu HTTP/1.1\r\nHost: mesh\r\n\r\n" * count
+            + LIVE.replace(b"Host", b"Connection: close\r\nHost")
+        )
+        sender = threading.Thread(target=connection.sendall, args=(asked,))
+        sender.start()
+        received = b""
+        while piece := connection.recv(1 << 20):
+            received += piece
+        sender.join()
+    assert received.startswith(b"HTTP/1.1 200")
+    assert received.count(b"HTTP/1.1 429") == count
+    assert received.count(b"HTTP/1.1 200") == 2
+    assert received.endswith(b'{"status":"live"}')
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (EMBED.replace(b"Host", b"Expect: 100-continue\r\nHost"), b"429"),
+        (EMBED.replace(b"Host", b"Connection: Upgrade\r\nUpgrade: h2c\r\nHost"), b"400"),
+        (EMBED.replace(b"Content-Length: 5", b"Transfer-Encoding: chunked"), b"429"),
+        (b"GET /v1/gpu HTTP/1.0\r\n\r\n", b"429"),
+    ],
+)
+def test_what_ends_a_connection_ends_it_at_a_late_gateway_too(
+    late: RunningGateway, request_: bytes, status: bytes
+) -> None:
+    """The short way is for plain requests alone."""
+    with socket.create_connection(("127.0.0.1", urlsplit(late.url).port or 0), timeout=5) as connection:
+        connection.sendall(request_)
+        received = b""
+        while piece := connection.recv(65536):
+            received += piece
+    assert received.startswith(b"HTTP/1.1 " + status)
+    assert b"connection: close" in received
+
+
+def test_the_short_way_says_what_the_layers_say(late: RunningGateway) -> None:
+    """Headers and body alike, but for what differs between any two answers."""
+    with httpx.Client(base_url=late.url, headers={"x-request-id": "same"}) as client:
+        short = client.post("/v1/embeddings", json={"input": "a"})
+        long = client.post("/v1/embeddings", content=iter([b'{"input": "a"}']))
+    differing = {"server-timing", "connection", "retry-after", "retry-after-ms"}
+    assert long.headers["connection"] == "close"
+    assert short.json() == long.json()
+    assert {k: v for k, v in short.headers.items() if k not in differing} == {
+        k: v for k, v in long.headers.items() if k not in differing
+    }
+    assert set(short.headers) == set(long.headers) - {"connection"}
