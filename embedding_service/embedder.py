@@ -187,7 +187,16 @@ class Embedder:
     ) -> Tokenized:
         tokenizer = self.loaded.tokenizer
         if request.token_inputs:
-            return tokenizer.token_inputs(request.token_inputs, request.truncation)
+            specials = sum(tokenizer.specials)
+            tokens = sum(min(len(ids) + specials, tokenizer.max_tokens) for ids in request.token_inputs)
+            self.runner.require_tokens(tokens, param="input")
+            return await self.runner.tokenize(
+                TextSize(len(request.token_inputs), tokens, tokens),
+                lambda: tokenizer.token_inputs(request.token_inputs, request.truncation),
+                deadline=deadline,
+                priority=priority,
+                canary=canary,
+            )
         prompt = self.loaded.model.card.prompts.get(request.input_type.value, "")
         texts = [prompt + text for text in request.texts] if prompt else request.texts
         return await self.runner.tokenize(

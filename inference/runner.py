@@ -1,4 +1,4 @@
-"""One loaded model behind its shared batches: its names, its limits, its tokenizing thread, its life."""
+"""One loaded model behind its shared batches: its names, its limits, its tokenizing threads, its life."""
 
 from __future__ import annotations
 
@@ -41,10 +41,15 @@ T = TypeVar("T", bound=Readable)
 
 @dataclass(frozen=True, slots=True)
 class TextSize:
-    """How much text a request holds, before truncation."""
+    """How much text a request holds, before truncation.
+
+    Attributes:
+        tokens: what the model will read of it, where that is known: it came as token ids, each of them a character.
+    """
 
     items: int
     characters: int
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +89,10 @@ class ModelRunner(Generic[W, R]):
         self.aliases = tuple(dict.fromkeys(alias for alias in aliases if alias != self.name))
         self._tokens_per_character = _FIRST_DENSITY
         self._max_input_tokens = loaded.tokenizer.max_tokens
-        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizing")
+        # One for each lane: a bulk job's texts must not be in front of an interactive request's.
+        self._tokenizing = {
+            lane: ThreadPoolExecutor(1, thread_name_prefix=f"tokenizing-{lane.value}") for lane in Priority
+        }
         self._batcher: Batcher[W, R] = Batcher(
             compute,
             BatchLimits(
@@ -119,7 +127,8 @@ class ModelRunner(Generic[W, R]):
     async def stop(self) -> None:
         """Finish what was admitted and end the engine's thread."""
         await self._batcher.stop()
-        self._tokenizing.shutdown(wait=False)
+        for lane in self._tokenizing.values():
+            lane.shutdown(wait=False)
 
     def require_served(self, model: str) -> None:
         """Raise NotFound where a request names a model other than this one."""
@@ -165,7 +174,7 @@ class ModelRunner(Generic[W, R]):
             if size.characters <= _INLINE_CHARACTERS:
                 found = work()
             else:
-                found = await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
+                found = await asyncio.get_running_loop().run_in_executor(self._tokenizing[priority], work)
         self._learn_density(size, found)
         return found
 
@@ -189,12 +198,15 @@ class ModelRunner(Generic[W, R]):
 
     def _estimate(self, size: TextSize) -> int:
         """About how many tokens will come of it, never more than can."""
+        if size.tokens is not None:
+            return size.tokens
         most = min(size.items * self._max_input_tokens, self.limits.tokens_per_request)
         return max(1, min(round(size.characters * self._tokens_per_character), most))
 
     def _learn_density(self, size: TextSize, found: Readable) -> None:
         """Only from what tells: long texts that were read whole. One client's requests weigh on everybody's."""
-        if found.truncated or not size.characters or size.characters < _LEARNED_CHARACTERS * size.items:
+        too_short = size.characters < _LEARNED_CHARACTERS * max(1, size.items)
+        if too_short or found.truncated or size.tokens is not None:
             return
         density = min(1.0, found.tokens / size.characters)
         self._tokens_per_character += _DENSITY_WEIGHT * (density - self._tokens_per_character)

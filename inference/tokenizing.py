@@ -144,18 +144,21 @@ class TextTokenizer:
     ) -> Tokenized:
         """Frame inputs that are already ids of this model's vocabulary. Characters count as 0.
 
+        What truncation leaves out is neither copied nor looked at.
+
         Raises:
             InvalidRequest: an id is outside the vocabulary, or an input is too long and ``truncation`` refuses.
         """
-        for position, ids in enumerate(inputs):
-            if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary:
+        found = self._framed(inputs, truncation, param, 0, None)
+        for position, each in enumerate(found.inputs):
+            if not 0 <= min(each.ids) <= max(each.ids) < self.vocabulary:
                 raise InvalidRequest(
                     f"{param}[{position}] holds a token id outside this model's vocabulary of {self.vocabulary}. "
                     "Send ids of the model's own tokenizer, or send the text.",
                     reason="TOKEN_ID_OUT_OF_RANGE",
                     param=f"{param}[{position}]",
                 )
-        return self._framed(inputs, truncation, param, 0, None)
+        return found
 
     def pairs(
         self,

@@ -39,6 +39,8 @@ class RerankingServicer(reranking_pb2_grpc.RerankingServiceServicer):
     async def Rerank(self, request: pb.RerankRequest, context: ServicerContext) -> pb.RerankResponse:
         """See reranking.proto."""
         reranker = self._life.served
+        # Counted before they are copied: a message holds millions of tiny documents.
+        reranker.scorer.runner.require_items(len(request.documents), param="documents")
         priority = call_context(context).priority
         found = await reranker.rerank(_from_wire(request), deadline=deadline_of(context), priority=priority)
         return _to_wire(found, model=reranker.loaded.model.name)

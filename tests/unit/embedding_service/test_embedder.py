@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pytest
@@ -109,6 +111,53 @@ async def test_token_inputs_are_the_models_own_ids(embedder: Embedder) -> None:
         unknown = EmbeddingRequest(token_inputs=((4,), (vocabulary.vocabulary,)))
         await embedder.embed(unknown, deadline=Deadline.after(10))
     assert refused.value.param == "input[1]"
+
+
+class WatchedIds(Sequence[int]):
+    """So many ids of one word, which record by which threads they are copied, and how many of them."""
+
+    def __init__(self, count: int, threads: list[threading.Thread], copied: list[int]) -> None:
+        self._ids = (4,) * count
+        self._threads = threads
+        self._copied = copied
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, at: int) -> int: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[int]: ...
+    def __getitem__(self, at: int | slice) -> int | Sequence[int]:
+        found = self._ids[at]
+        self._threads.append(threading.current_thread())
+        self._copied.append(len(found) if isinstance(found, tuple) else 1)
+        return found
+
+
+async def test_many_ids_are_read_off_the_event_loop_and_no_more_than_the_model_reads(tmp_path: Path) -> None:
+    """Health is answered while millions of ids arrive, most of which are cut."""
+    threads: list[threading.Thread] = []
+    copied: list[int] = []
+    limits = replace(LIMITS, items_per_request=500, tokens_per_request=8_000, queued_tokens=8_000, batch_tokens=8_000)
+    embedder = Embedder(fake_loaded_model(tmp_path), limits)
+    embedder.start()
+    ids = [WatchedIds(10_000, threads, copied) for _ in range(500)]
+    found = await embedder.embed(EmbeddingRequest(token_inputs=ids), deadline=Deadline.after(30))
+    assert (found.tokens, len(found.truncated)) == (8_000, 500)
+    assert threading.main_thread() not in threads
+    assert sum(copied) == 500 * 14
+    await embedder.stop()
+
+
+async def test_too_many_ids_are_refused_unread(embedder: Embedder) -> None:
+    """Their number tells; nothing is copied to find out."""
+    threads: list[threading.Thread] = []
+    ids = [WatchedIds(14, threads, []) for _ in range(26)]
+    with pytest.raises(PayloadTooLarge) as refused:
+        await embedder.embed(EmbeddingRequest(token_inputs=ids), deadline=Deadline.after(10))
+    assert refused.value.reason == "TOO_MANY_TOKENS"
+    assert not threads
 
 
 async def test_long_inputs(embedder: Embedder) -> None:

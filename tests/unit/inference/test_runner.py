@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -124,3 +125,27 @@ async def test_texts_that_are_dense_are_learnt(tmp_path: Path) -> None:
             await tokenized(runner, tmp_path, ["blue cat dog red sat on the mat"] * 18)
         run.gate.set()
         await waiting
+
+
+async def test_a_bulk_jobs_texts_are_not_in_front_of_an_interactive_requests(tmp_path: Path) -> None:
+    """Each lane is tokenized by a thread of its own."""
+    may_end = threading.Event()
+    large = TextSize(1, 100_000)
+    tokenizer = fake_loaded_model(tmp_path).tokenizer
+
+    def work() -> Tokenized:
+        return tokenizer.singles(["cat"], Truncation.END)
+
+    def slow_work() -> Tokenized:
+        may_end.wait()
+        return work()
+
+    async with running(tmp_path, GatedTokens()) as runner:
+        deadline = Deadline.after(30)
+        bulk = asyncio.create_task(runner.tokenize(large, slow_work, deadline=deadline, priority=Priority.BULK))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await runner.tokenize(large, work, deadline=deadline, priority=Priority.INTERACTIVE)
+        assert not bulk.done()
+        may_end.set()
+        await bulk
