@@ -42,6 +42,9 @@ BULK_SECONDS = 15.0 if FULL else 5.0
 BESIDE_SECONDS = 20.0 if FULL else 6.0
 """Long enough that many bulk requests end in it: they come in bursts."""
 IDLE_SECONDS = 10.0 if FULL else 4.0
+_BULK_ITEMS = 16
+"""Of a request. Those of all lanes are answered at about the same time, since their items share batches: with many more
+items each there are too few such moments to tell a pace by."""
 _WARM_SECONDS = 1.0
 _BULK_DEADLINE_SECONDS = 30.0
 _DEADLINE_SECONDS = 10.0
@@ -72,11 +75,12 @@ class Mixture:
 
 MIXTURES = (
     Mixture(
-        workload=EMBEDDING, interactive=embeddings(1), bulk=embeddings(64), rate=20, bulk_share=0.5,
+        workload=EMBEDDING, interactive=embeddings(1), bulk=embeddings(_BULK_ITEMS), rate=20, bulk_share=0.5,
         bulk_share_singly=0.3,
     ),
     Mixture(
-        workload=RERANKING, interactive=rankings(1), bulk=rankings(64), rate=20, bulk_share=0.5, bulk_share_singly=0.3,
+        workload=RERANKING, interactive=rankings(1), bulk=rankings(_BULK_ITEMS), rate=20, bulk_share=0.5,
+        bulk_share_singly=0.3,
     ),
     # An interactive request takes the engine for as long as a bulk one, and one after the other they take turns.
     Mixture(
