@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 from grpc_health.v1 import health, health_pb2
@@ -58,12 +59,8 @@ class Readiness:
         """Why a new call to ``service`` is not let in; None when it is."""
         if self._closed:
             return Unavailable("The worker is draining; another one will answer.", reason="DRAINING", retry_after=1.0)
-        reason = self._reasons.get(service)
-        return (
-            None
-            if reason is None
-            else type(reason)(reason.message, reason=reason.reason, param=reason.param, retry_after=reason.retry_after)
-        )
+        # A copy, since it is raised: an exception that many calls raise carries all their tracebacks.
+        return copy.copy(self._reasons.get(service))
 
     def serving(self, service: str) -> bool:
         """Whether a capability serves now."""

@@ -47,7 +47,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if (known := self._handlers.get(name)) is not None:
             return known
         handler = await continuation(handler_call_details)
-        _, service, method = name.split("/", 2)
+        # Any client may send any name, also one without a method.
+        service, _, method = name.removeprefix("/").partition("/")
         if handler is None or service not in self._services:
             return handler
         series = MethodSeries(service, method)

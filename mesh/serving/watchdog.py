@@ -82,6 +82,9 @@ class Watchdog:
             while why is None:
                 await self._pause()
                 why = await self._look()
+        except Exception:
+            log.exception("the watchdog cannot watch", extra=fields(service=self._capability.service))
+            why = "The watchdog failed; the worker's log has the traceback."
         finally:
             if self._canary is not None:
                 self._canary.cancel()

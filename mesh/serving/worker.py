@@ -34,6 +34,8 @@ EXIT_STUCK = 70
 
 _GOODBYE_SECONDS = 0.2
 """For the last answers to leave."""
+_STOP_SECONDS = 10.0
+"""For the capabilities to end what they began, once no call is left. An engine in a process of its own has five."""
 
 SettingsT = TypeVar("SettingsT", bound=WorkerSettings)
 _HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -121,8 +123,18 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for capability in self._capabilities:
-            await capability.stop()
+        await self._stop_capabilities()
+
+    async def _stop_capabilities(self) -> None:
+        """Side by side, so that one that hangs holds up no other, and the process's end only for a while."""
+        stops = [asyncio.create_task(_stopped(capability)) for capability in self._capabilities]
+        if not stops:
+            return
+        _, hanging = await asyncio.wait(stops, timeout=_STOP_SECONDS)
+        if hanging:
+            log.warning("a capability does not stop: ending without it", extra=fields(capabilities=len(hanging)))
+        for task in hanging:
+            task.cancel()
 
     async def _bring_up(self, capability: Capability) -> None:
         try:
@@ -135,7 +147,7 @@ class Worker:
             reason = Internal("The capability failed to start; the worker's log has the traceback.")
             await self._readiness.set(capability.service, reason)
             return
-        await self._readiness.set(capability.service, None)
+        await self._readiness.set(capability.service, capability.unhealthy() if capability.unhealthy else None)
         watchdog = Watchdog(
             capability,
             self._readiness,
@@ -158,6 +170,13 @@ class Worker:
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.create_task(work))
+
+
+async def _stopped(capability: Capability) -> None:
+    try:
+        await capability.stop()
+    except Exception:
+        log.exception("a capability did not stop", extra=fields(service=capability.service))
 
 
 async def _serve(settings: WorkerSettings, capabilities: Sequence[Capability]) -> int:

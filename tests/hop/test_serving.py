@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from mesh.clients.embedding import AsyncEmbeddingServiceClient
 from mesh.errors import ModelUnusable, Unavailable
-from mesh.serving import Capability
+from mesh.serving import Capability, worker
 from mesh.serving.reflecting import V1_NAME
 from mesh.testing import ScriptedEmbedding, serve
 from mesh.testing.embedding import HANG, SERVICE
@@ -156,6 +156,62 @@ async def test_a_failed_canary_is_tried_again_while_clients_ask_for_info() -> No
             async with asyncio.timeout(10):
                 while tries < 2 or not client.hop.status().serving:
                     await asyncio.sleep(0.02)
+
+
+async def test_a_capability_that_starts_unhealthy_does_not_serve_for_a_moment() -> None:
+    """What it says of itself counts from its first moment, not from the watchdog's first look."""
+    down = Unavailable("The engine restarts.", reason="ENGINE_RESTARTING", retry_after=1.0)
+    started = asyncio.Event()
+
+    async def start() -> None:
+        started.set()
+
+    capability = replace(ScriptedEmbedding().capability(), start=start, unhealthy=lambda: down)
+    async with serve([capability]) as running:
+        await started.wait()
+        for _ in range(20):
+            assert await checked(running.target, SERVICE) == NOT_SERVING
+
+
+async def test_a_capability_that_does_not_stop_holds_up_neither_others_nor_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are stopped side by side and within a limit; one that fails is left behind too."""
+    monkeypatch.setattr(worker, "_STOP_SECONDS", 0.2)
+    stopped: list[str] = []
+
+    async def nothing() -> None:
+        """It starts at once."""
+
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    async def fail() -> None:
+        raise RuntimeError("a bug")
+
+    async def stop() -> None:
+        stopped.append("well")
+
+    ends = {"test.v1.Hanging": hang, "test.v1.Failing": fail, "test.v1.Well": stop}
+    capabilities = [
+        Capability(service=service, register=lambda _: None, start=nothing, stop=end) for service, end in ends.items()
+    ]
+    async with serve(capabilities) as running:
+        async with asyncio.timeout(5):
+            await running.worker.stop()
+    assert stopped[0] == "well"
+
+
+@pytest.mark.parametrize("name", ["/x", "/", "//", f"/{SERVICE}", f"/{SERVICE}/", f"/{SERVICE}/Embed/x"])
+async def test_a_method_name_that_makes_no_sense_is_unimplemented(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Any client may send any name: it is told so, and the log is left alone."""
+    async with serve([ScriptedEmbedding().capability()]) as running:
+        async with grpc.aio.insecure_channel(running.target) as channel:
+            call: Any = channel.unary_unary(name)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call(b"", timeout=5)
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_a_port_that_is_taken_is_said_so() -> None:

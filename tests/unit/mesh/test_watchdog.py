@@ -37,7 +37,14 @@ class Engine:
     failed_batches: int = 0
     hang: bool = False
     busy_elsewhere: bool = False
+    bug: Exception | None = None
     ended: list[str] = field(default_factory=list)
+
+    def progress(self) -> float:
+        """Seconds for which work has waited; ``bug`` where the capability cannot tell."""
+        if self.bug is not None:
+            raise self.bug
+        return self.waited
 
     async def canary(self) -> None:
         """One inference."""
@@ -61,7 +68,7 @@ async def watched(
     await readiness.set(SERVICE, None)
     capability = Capability(
         service=SERVICE, register=lambda _: None, start=nothing, canary=engine.canary,
-        failures=lambda: engine.failed_batches, progress=lambda: engine.waited, unhealthy=lambda: engine.reason,
+        failures=lambda: engine.failed_batches, progress=engine.progress, unhealthy=lambda: engine.reason,
         occupied=lambda: engine.busy_elsewhere,
     )  # fmt: skip
     dog = Watchdog(
@@ -105,6 +112,15 @@ async def test_a_hung_canary_ends_the_process() -> None:
     async with watched(engine) as readiness:
         await until(lambda: bool(engine.ended))
         assert not readiness.serving(SERVICE)
+
+
+async def test_a_watchdog_that_cannot_watch_ends_the_process() -> None:
+    """A capability that cannot be asked is not left serving unwatched, and nobody is told of the bug's text."""
+    engine = Engine(bug=KeyError("secret"))
+    async with watched(engine) as readiness:
+        await until(lambda: bool(engine.ended))
+        assert not readiness.serving(SERVICE)
+        assert "secret" not in engine.ended[0]
 
 
 async def test_a_canary_that_keeps_failing_ends_the_process() -> None:
