@@ -105,7 +105,8 @@ def http_protocol(headers_seconds: float, door: Door) -> Any:
                 return
             self.transport.write(answer)
             cycle.response_started = cycle.response_complete = True
-            cycle.on_response()
+            cycle.on_response = _nothing  # as uvicorn does at its end: it would hold this connection in a circle
+            self.on_response_complete()
 
         def _unsupported_upgrade_warning(self) -> None:
             """One line per request that any client can send says nothing; a refusal is logged like every other."""
@@ -129,3 +130,7 @@ def http_protocol(headers_seconds: float, door: Door) -> Any:
                 self.transport.close()
 
     return StrictProtocol
+
+
+def _nothing() -> None:
+    """What is done about an answer that was already dealt with."""
