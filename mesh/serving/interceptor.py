@@ -16,6 +16,7 @@ from mesh.errors import DeadlineExceeded, Internal, MeshError, Unavailable
 from mesh.serving.calls import ServicerContext
 from mesh.serving.health import Readiness
 from mesh.serving.journal import CallJournal, MethodSeries
+from mesh.serving.parsing import bounded, read
 from mesh.telemetry import fields, get_logger
 from mesh.wire import grpc_code, to_trailing_metadata
 
@@ -75,14 +76,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _single(self, behavior: Any, series: MethodSeries) -> Any:
         async def serve(request: Any, context: ServicerContext) -> Any:
             async with self._around(series, context):
-                return await behavior(request, context)
+                return await behavior(read(request), context)
 
         return serve
 
     def _streaming(self, behavior: Any, series: MethodSeries) -> Any:
         async def serve(request: Any, context: ServicerContext) -> AsyncIterator[Any]:
             # Closed at once when the caller leaves between two replies, not when the generator is collected.
-            async with self._around(series, context), aclosing(behavior(request, context)) as replies:
+            async with self._around(series, context), aclosing(behavior(read(request), context)) as replies:
                 async for reply in replies:
                     yield reply
 
@@ -148,7 +149,9 @@ def _with_behavior(handler: grpc.RpcMethodHandler[Any, Any], behavior: Any) -> g
         (True, True): grpc.stream_stream_rpc_method_handler,
     }
     make = makers[handler.request_streaming, handler.response_streaming]
+    # The messages of a stream reach the servicer one by one, where nothing of ours looks at them before.
+    parse = handler.request_deserializer if handler.request_streaming else bounded(handler.request_deserializer)
     made: grpc.RpcMethodHandler[Any, Any] = make(
-        behavior, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
+        behavior, request_deserializer=parse, response_serializer=handler.response_serializer
     )
     return made

@@ -131,6 +131,14 @@ async def test_errors_keep_their_class(
     assert (await client.embed(["cat"])).rows == 1
 
 
+async def test_millions_of_tiny_texts_are_refused_unread(client: AsyncEmbeddingServiceClient) -> None:
+    """Parsing them would keep health waiting; the refusal is the one that a few too many get."""
+    with pytest.raises(PayloadTooLarge) as refused:
+        await client.embed(["a"] * 200_000)
+    assert refused.value.reason == "TOO_MANY_INPUTS"
+    assert "100000" in refused.value.message
+
+
 async def test_info(client: AsyncEmbeddingServiceClient) -> None:
     """Info says what is served, by which engine, how faithful, and within which limits."""
     info = await client.info()
@@ -164,6 +172,7 @@ class CountingTokenizer:
 
     def __init__(self, inner: TextTokenizer) -> None:
         self._inner = inner
+        self.max_tokens = inner.max_tokens
         self.texts = 0
 
     def singles(self, texts: Sequence[str], truncation: Cut) -> Tokenized:

@@ -1,0 +1,75 @@
+"""Requests that would keep the event loop busy by being parsed are known by their bytes, and left unread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from mesh.errors import PayloadTooLarge
+
+MOST_FIELDS = 100_000
+"""More than any request may have by any setting. Five million, the most that 16 MiB can hold, take the parser a fifth
+of a second, in which nothing else runs; counting to this takes a tenth of that."""
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+UNREAD: Final = object()
+"""In place of a request that was not parsed."""
+
+
+def bounded(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """``parse``, which answers UNREAD for messages of more than MOST_FIELDS fields."""
+    if parse is None:
+        return None
+
+    def parse_unless_too_many(data: bytes) -> Any:
+        return UNREAD if has_more_fields(data, MOST_FIELDS) else parse(data)
+
+    return parse_unless_too_many
+
+
+def read(request: Any) -> Any:
+    """The request.
+
+    Raises:
+        PayloadTooLarge: it was left unread.
+    """
+    if request is UNREAD:
+        raise PayloadTooLarge(
+            f"The request has more than {MOST_FIELDS} items, which no limit allows. Send it in parts.",
+            reason="TOO_MANY_INPUTS",
+        )
+    return request
+
+
+def has_more_fields(data: bytes, limit: int) -> bool:
+    """Whether a protobuf message has more than ``limit`` fields at its top level. False where it is malformed."""
+    if len(data) < 2 * limit:  # a field has two bytes at least
+        return False
+    at, size = 0, len(data)
+    try:
+        for _ in range(limit):
+            if at >= size:
+                return False
+            kind = data[at] & 7
+            at = _after_varint(data, at)
+            if kind == _VARINT:
+                at = _after_varint(data, at)
+            elif kind == _BYTES:
+                end = _after_varint(data, at)
+                length = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(data[at:end]))
+                at = end + length
+            elif kind in (_FIXED64, _FIXED32):
+                at += 8 if kind == _FIXED64 else 4
+            else:
+                return False
+    except IndexError:
+        return False
+    return at < size
+
+
+def _after_varint(data: bytes, at: int) -> int:
+    while data[at] & 0x80:
+        at += 1
+    return at + 1

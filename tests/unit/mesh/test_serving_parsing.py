@@ -1,0 +1,34 @@
+"""Counting a message's fields without parsing it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.pb.embedding.v1 import embedding_pb2 as pb
+from mesh.serving.parsing import MOST_FIELDS, UNREAD, bounded, has_more_fields
+
+
+@given(st.lists(st.text(max_size=300), max_size=20), st.booleans(), st.integers(1, 25))
+def test_fields_are_counted_as_the_parser_would(texts: list[str], normalize: bool, limit: int) -> None:
+    """Repeated ones each by itself, whatever their lengths and kinds."""
+    message = pb.EmbedRequest(model="m", texts=texts, normalize=normalize, dimensions=7)
+    data = message.SerializeToString()
+    fields = 3 + len(texts)
+    assert has_more_fields(data, limit) == (fields > limit and len(data) >= 2 * limit)
+
+
+@given(st.binary(max_size=200), st.integers(1, 50))
+def test_what_is_no_message_is_left_to_the_parser(data: bytes, limit: int) -> None:
+    """Any bytes are counted, or said to be few: nothing is raised here."""
+    assert has_more_fields(data, limit) in (True, False)
+
+
+@pytest.mark.parametrize(("texts", "unread"), [(MOST_FIELDS, False), (MOST_FIELDS + 1, True)])
+def test_a_message_of_too_many_fields_is_not_parsed(texts: int, unread: bool) -> None:
+    """What any limit allows is read; beyond it a marker takes the message's place."""
+    parse = bounded(pb.EmbedRequest.FromString)
+    assert parse is not None
+    found = parse(pb.EmbedRequest(texts=[""] * texts).SerializeToString())
+    assert (found is UNREAD) == unread
