@@ -75,6 +75,7 @@ class PlainRoute(Route):
 
     def __init__(self, path: str, methods: Set[str], endpoint: Endpoint, hop: PeerHop | None = None) -> None:
         super().__init__(path, _Served(endpoint, hop), include_in_schema=False)
+        self.hop = hop
         # Exactly these: Starlette would add HEAD to every GET, which would begin streams that nobody reads.
         self.methods = set(methods)
 
@@ -120,6 +121,8 @@ class Api:
         self._described = APIRouter()
         self._models: list[type[BaseModel]] = []
         self._document: dict[str, Any] | None = None
+        self.routes: dict[tuple[str, str], PlainRoute] = {}
+        """What was mounted, by its own method and path."""
         app.openapi = self.openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend its document
 
     def mount(self, operation: Operation, endpoint: Endpoint, *, hop: PeerHop | None = None) -> None:
@@ -128,7 +131,9 @@ class Api:
         ``hop`` is the one that the endpoint calls: it is asked for room first, before the body is read.
         """
         methods = {operation.method, "HEAD"} if operation.probed else {operation.method}
-        self._app.router.routes.append(PlainRoute(operation.path, methods, endpoint, hop))
+        route = PlainRoute(operation.path, methods, endpoint, hop)
+        self._app.router.routes.append(route)
+        self.routes[operation.method, operation.path] = route
         self._describe(operation, endpoint)
 
     def _describe(self, operation: Operation, endpoint: Endpoint) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from gateway.admission import Admission
-from gateway.api import Api, Exact
+from gateway.api import Api, Exact, PlainRoute
 from gateway.attention import Attention
 from gateway.catalogue import Catalogue
 from gateway.door import Door
@@ -103,7 +103,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=_lifespan(peers, lifecycle),
     )
-    _mount(app, settings, peers, lifecycle)
+    door.routes.update(_mount(app, settings, peers, lifecycle))
     limits = settings.limits
     body_limits = BodyLimits(
         json_bytes=limits.max_json_bytes,
@@ -127,8 +127,10 @@ def create_app(
     return app
 
 
-def _mount(app: FastAPI, settings: GatewaySettings, peers: Peers, lifecycle: Lifecycle) -> None:
-    """Routes are tried in this order, so those that are asked most stand first."""
+def _mount(
+    app: FastAPI, settings: GatewaySettings, peers: Peers, lifecycle: Lifecycle
+) -> Mapping[tuple[str, str], PlainRoute]:
+    """Routes are tried in this order, so those that are asked most stand first. Returns them by method and path."""
     catalogue = Catalogue(peers, aliases=settings.models.aliases, info_seconds=settings.timeouts.info_seconds)
     vocabulary = OpenAIVocabulary(PUBLISHED[settings.vocabulary.name], _vocabulary_folder(settings))
     ranker = Ranker(peers.reranker, catalogue, settings)
@@ -151,6 +153,7 @@ def _mount(app: FastAPI, settings: GatewaySettings, peers: Peers, lifecycle: Lif
     ModelRoutes(catalogue, created=lifecycle.started_unix_seconds).mount(api)
     GpuRoutes(peers.gpu, settings).mount(api)
     PageRoutes().mount(app)
+    return api.routes
 
 
 _CHOOSE_ANOTHER = {

@@ -1,4 +1,4 @@
-"""Turns requests away before anything is begun for them, while the gateway itself has no time."""
+"""Turns requests away before anything is begun for them, while the gateway itself or a hop has no room."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from http import HTTPStatus
 from starlette.types import Scope
 
 from gateway.admission import ALWAYS, Places
+from gateway.api import PlainRoute
 from gateway.exchange import Exchange
 from gateway.journal import Journal
 from gateway.lifecycle import Lifecycle
@@ -14,7 +15,7 @@ from gateway.loop import LoopDelay
 from gateway.middleware import UnreadLimits
 from gateway.problems import problem
 from gateway.settings import GatewaySettings
-from mesh.errors import Overloaded
+from mesh.errors import MeshError
 
 
 class Door:
@@ -27,6 +28,8 @@ class Door:
         self.places = places
         self.journal = journal
         self._lifecycle = lifecycle
+        self.routes: dict[tuple[str, str], PlainRoute] = {}
+        """Where a method of a path leads, and whose room it needs; whoever mounts the routes fills it."""
         self._unread = UnreadLimits()
 
     @classmethod
@@ -38,20 +41,23 @@ class Door:
         return cls(places, journal=Journal(), lifecycle=lifecycle)
 
     def turn_away(self, scope: Scope) -> bytes | None:
-        """The whole answer to a request that there is no time for; None for one that the layers have to look at.
+        """The whole answer to a request that there is no room for; None for one that the layers have to look at.
 
         Its connection lives on, and what still comes of its body is to be dropped.
         """
         if scope["path"] in ALWAYS or scope["method"] == "HEAD" or self._lifecycle.draining:
             return None
-        error = self.places.busy()
+        exchange = Exchange.open(scope)
+        route = self.routes.get((scope["method"], scope["path"]))
+        error = self.places.busy() or _without_room(route, exchange)
         if error is None:
             return None
-        exchange = Exchange.open(scope)
+        if route is not None:
+            scope["route"] = route
         exchange.body_read = scope["method"] == "GET"
         return self._refused(exchange, scope, error) if self._unread.keeps(exchange) else None
 
-    def _refused(self, exchange: Exchange, scope: Scope, error: Overloaded) -> bytes:
+    def _refused(self, exchange: Exchange, scope: Scope, error: MeshError) -> bytes:
         exchange.outcome = error.reason.lower()
         exchange.refused = True
         shown = problem(error, dialect=exchange.dialect, call=exchange.call, path=exchange.path)
@@ -66,3 +72,13 @@ class Door:
         exchange.end()
         self.journal.record(exchange, scope, shown.status)
         return "\r\n".join(lines).encode("latin-1") + body
+
+
+def _without_room(route: PlainRoute | None, exchange: Exchange) -> MeshError | None:
+    if route is None or route.hop is None:
+        return None
+    try:
+        route.hop.require_room(exchange.call.priority)
+    except MeshError as error:
+        return error
+    return None

@@ -61,7 +61,10 @@ class Exchange:
 
     @classmethod
     def open(cls, scope: Scope, clock: Clock = monotonic) -> Exchange:
-        """The exchange of a fresh ASGI request; it can be found again with `Exchange.of`."""
+        """The exchange of an ASGI request, begun where it was not yet; it can be found again with `Exchange.of`."""
+        begun = scope.get(_SCOPE_KEY)
+        if isinstance(begun, cls):
+            return begun
         # On a repeated header the first one counts, as in Starlette's own look-up.
         headers = dict(reversed(scope["headers"]))
         path = scope["path"]

@@ -70,8 +70,8 @@ class GpuRoutes:
 
     def mount(self, api: Api) -> None:
         """Serve them."""
-        api.mount(NOW, self.now)
-        api.mount(STREAM, self.stream)
+        api.mount(NOW, self.now, hop=self.gpu.hop)
+        api.mount(STREAM, self.stream, hop=self.gpu.hop)
 
     async def now(self, request: Request) -> Response:
         """The state now."""
