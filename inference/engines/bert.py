@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 _NEEDED = {"model_type": "bert", "hidden_act": "gelu"}
 
+_SHORTEST_STEP = 8
+_STEPS_PER_OCTAVE = 8
+"""Of the token counts that are computed on CPU: at most an eighth is computed for nothing, and up to 2048 tokens there
+are fewer than sixty counts. For each other one, oneDNN compiles and keeps kernels and their memory: with every count
+its own, a worker grew by more than a gigabyte, and took longer."""
+
 
 def supports(model: ResolvedModel) -> bool:
     """Whether this is a BERT as published: absolute positions, exact GELU, an encoder."""
@@ -63,12 +69,18 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where the tokens of a batch lie: ``rows`` indexes the flattened rectangle, None where there is no padding."""
+    """Where the tokens of a batch lie.
+
+    Attributes:
+        rows: indexes the flattened rectangle; None where there is no padding.
+        spare: rows of zeros behind the tokens, so that their number is one of few.
+    """
 
     inputs: int
     length: int
     rows: torch.Tensor | None
     attention_mask: torch.Tensor | None
+    spare: int
 
 
 class BertModel:
@@ -114,17 +126,22 @@ class BertModel:
     def _layout(self, batch: PaddedBatch) -> _Layout:
         inputs, length = batch.ids.shape
         if int(batch.lengths.min()) == length:
-            return _Layout(inputs, length, None, None)
+            return _Layout(inputs, length, None, None, self._spare(inputs * length))
         real = torch.from_numpy(batch.mask).to(self._device).bool()
         attention_mask = torch.zeros(inputs, 1, 1, length, dtype=self._dtype, device=self._device)
         attention_mask.masked_fill_(~real[:, None, None, :], float("-inf"))
-        return _Layout(inputs, length, real.flatten().nonzero().flatten(), attention_mask)
+        return _Layout(
+            inputs, length, real.flatten().nonzero().flatten(), attention_mask, self._spare(int(batch.lengths.sum()))
+        )
+
+    def _spare(self, tokens: int) -> int:
+        return rounded(tokens) - tokens if self._device.type == "cpu" else 0
 
     def _embedded(self, ids: torch.Tensor, types: torch.Tensor | None, layout: _Layout) -> torch.Tensor:
         positions = torch.arange(layout.length, device=self._device).expand(layout.inputs, -1)
         words, places = _packed(ids.reshape(-1), layout), _packed(positions.reshape(-1), layout)
         kinds = self._types[0] if types is None else self._types[_packed(types.reshape(-1), layout)]
-        return self._norm(self._words[words] + self._positions[places] + kinds)
+        return _with_spare(self._norm(self._words[words] + self._positions[places] + kinds), layout)
 
     def _run(self, layer: _Layer, values: torch.Tensor, layout: _Layout) -> torch.Tensor:
         attended = self._attention(layer.query_key_value(values), layout)
@@ -137,7 +154,18 @@ class BertModel:
         by_head = rectangle.view(layout.inputs, layout.length, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
         query, key, value = by_head.unbind(0)
         attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=layout.attention_mask)
-        return _packed(attended.transpose(1, 2).reshape(layout.inputs * layout.length, -1), layout)
+        rectangle = attended.transpose(1, 2).reshape(layout.inputs * layout.length, -1)
+        return _with_spare(_packed(rectangle, layout), layout)
+
+
+def rounded(tokens: int) -> int:
+    """The next larger of the token counts that are computed."""
+    step = max(_SHORTEST_STEP, (1 << (tokens - 1).bit_length()) // (2 * _STEPS_PER_OCTAVE))
+    return -(-tokens // step) * step
+
+
+def _with_spare(values: torch.Tensor, layout: _Layout) -> torch.Tensor:
+    return functional.pad(values, (0, 0, 0, layout.spare)) if layout.spare else values
 
 
 def _packed(rectangle: torch.Tensor, layout: _Layout) -> torch.Tensor:
@@ -145,6 +173,7 @@ def _packed(rectangle: torch.Tensor, layout: _Layout) -> torch.Tensor:
 
 
 def _unpacked(values: torch.Tensor, layout: _Layout) -> torch.Tensor:
+    values = values[: len(values) - layout.spare]
     if layout.rows is None:
         return values
     rectangle = values.new_zeros(layout.inputs * layout.length, values.shape[1])

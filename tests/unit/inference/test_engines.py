@@ -218,3 +218,12 @@ assert "torch" in sys.modules
 assert not {{"transformers", "sentence_transformers"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[3])
+
+
+def test_few_token_counts_are_computed_and_little_for_nothing() -> None:
+    """Kernels and memory are kept for each count, so there are few of them, an eighth too large or seven at most."""
+    from inference.engines.bert import rounded
+
+    counts = {tokens: rounded(tokens) for tokens in range(1, 2049)}
+    assert len(set(counts.values())) < 60
+    assert all(tokens <= count <= max(tokens + 7, tokens * 9 / 8) for tokens, count in counts.items())
