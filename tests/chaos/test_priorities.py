@@ -147,7 +147,7 @@ async def test_interactive_requests_pass_a_bulk_job(mixture: Mixture, measured: 
         ("singly", singly, mixture.bulk_share_singly),
     ):
         judge_latency(bars, name, beside, one_bulk=0.0 if mixture.interruptible else longest)
-        bars.at_least(f"{name}: bulk over its pace alone", beside.pace / alone, "", promise=share, noisy=share * 0.6)
+        bars.at_least(f"{name}: bulk over its pace alone", beside.pace / alone, "", promise=share, noisy=share * 0.2)
     bars.hold()
 
 
@@ -164,9 +164,9 @@ def judge_latency(bars: Bars, name: str, beside: Beside, *, one_bulk: float) -> 
     if one_bulk:
         bars.tell(f"{name}: p99 over idle p99", p99 / idle, "x")
         wait = p99 / (idle + one_bulk)
-        bars.at_most(f"{name}: p99 over (idle p99 + one bulk request)", wait, "x", promise=1.5, noisy=3.0)
+        bars.at_most(f"{name}: p99 over (idle p99 + one bulk request)", wait, "x", promise=1.5, noisy=6.0)
     else:
-        bars.at_most(f"{name}: p99 over idle p99", p99 / idle, "x", promise=3.0, noisy=6.0)
+        bars.at_most(f"{name}: p99 over idle p99", p99 / idle, "x", promise=3.0, noisy=15.0)
 
 
 @dataclass(frozen=True, slots=True)
