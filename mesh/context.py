@@ -74,3 +74,15 @@ class CallContext:
 
 current_call: ContextVar[CallContext | None] = ContextVar("current_call", default=None)
 """The request being served by this task or thread. A hop sends its identifiers along."""
+
+
+def current_metadata() -> tuple[tuple[str, str], ...]:
+    """The present request's identifiers as gRPC metadata; empty outside of a request."""
+    call = current_call.get()
+    return call.to_metadata() if call is not None else ()
+
+
+def current_priority() -> Priority:
+    """The present request's lane; interactive outside of a request."""
+    call = current_call.get()
+    return call.priority if call is not None else Priority.INTERACTIVE

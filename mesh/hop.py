@@ -30,7 +30,7 @@ import grpc
 
 from mesh.balancing import Attempt, BalancedChannel, BalancedMethod, Balancer
 from mesh.channel import CLIENT_OPTIONS, Target, endpoints_of, message_size_options
-from mesh.context import Priority, current_call
+from mesh.context import Priority, current_metadata, current_priority
 from mesh.deadline import Deadline
 from mesh.endpoint import Endpoint, EndpointHealth
 from mesh.errors import MeshError, Overloaded, Unavailable
@@ -164,7 +164,7 @@ class Hop:
         admit = self.breaker.guard if evidence else self.breaker.pass_by
         with (
             self._observe(method, sampled=evidence),
-            self.limiter.slot(_priority(), seconds=deadline.remaining()),
+            self.limiter.slot(current_priority(), seconds=deadline.remaining()),
             admit(),
         ):
             deadline.require()
@@ -185,7 +185,7 @@ class Hop:
     async def _send(self, method: BalancedMethod, request: Any, attempt: Attempt, deadline: Deadline) -> Any:
         timeout = min(deadline.remaining(), self.settings.attempt_timeout_seconds)
         stub = method.on(attempt.endpoint)
-        return await self.transport.unary(stub, request, timeout=timeout, metadata=_metadata())
+        return await self.transport.unary(stub, request, timeout=timeout, metadata=current_metadata())
 
     async def stream(
         self, method: BalancedMethod, request: Any, *, deadline: Deadline | None = None
@@ -205,7 +205,7 @@ class Hop:
             request = Outgoing(request)
         with (
             self._observe(method),
-            self.limiter.slot(_priority(), seconds=deadline.remaining()),
+            self.limiter.slot(current_priority(), seconds=deadline.remaining()),
             self.breaker.guard() as permit,
         ):
             deadline.require()
@@ -239,7 +239,7 @@ class Hop:
         stub = method.on(attempt.endpoint)
         try:
             with self._translate(attempt.balancer, deadline) as outcome:
-                sent = self.transport.stream(stub, request, timeout=deadline.remaining(), metadata=_metadata())
+                sent = self.transport.stream(stub, request, timeout=deadline.remaining(), metadata=current_metadata())
                 async with aclosing(sent) as replies:
                     async for reply in replies:
                         outcome.answered = True
@@ -398,13 +398,3 @@ def _task_is_cancelled() -> bool:
     except RuntimeError:
         return False
     return task is not None and task.cancelling() > 0
-
-
-def _metadata() -> tuple[tuple[str, str], ...]:
-    call = current_call.get()
-    return call.to_metadata() if call is not None else ()
-
-
-def _priority() -> Priority:
-    call = current_call.get()
-    return call.priority if call is not None else Priority.INTERACTIVE
