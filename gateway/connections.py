@@ -1,8 +1,8 @@
 """How a connection is read: what uvicorn's own protocol leaves to the client is bounded and closed here.
 
 uvicorn has no public seam for it. What is used of its protocol, ``parser``, ``cycle``, ``pipeline``, ``flow``,
-``_start_asgi_task``, ``_unsupported_upgrade_warning`` and the parser's callbacks, is held to the real server by
-``tests/contract``.
+``_start_asgi_task``, ``_unset_keepalive_if_required``, ``timeout_keep_alive_task``, ``_unsupported_upgrade_warning``
+and the parser's callbacks, is held to the real server by ``tests/contract``.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def http_protocol(headers_seconds: float, door: Door) -> Any:
         def connection_lost(self, exc: Exception | None) -> None:
             self._end_patience()
             super().connection_lost(exc)
+            self._unset_keepalive_if_required()  # uvicorn leaves it running where the connection was reset
 
         def data_received(self, data: bytes) -> None:
             if self._is_deaf:
@@ -78,7 +79,8 @@ def http_protocol(headers_seconds: float, door: Door) -> Any:
             super().data_received(data)
             # A head that came whole needs no timer. Idle, uvicorn's own timer was ended by the bytes that came: an
             # empty line, or the rest of a body that nobody read.
-            if self._patience is None and (self._in_head or not self._is_answering()):
+            idle = self.timeout_keep_alive_task is None and not self._is_answering()
+            if self._patience is None and (self._in_head or idle):
                 self._be_patient()
 
         def on_message_begin(self) -> None:

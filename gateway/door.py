@@ -15,6 +15,7 @@ from gateway.loop import LoopDelay
 from gateway.middleware import UnreadLimits
 from gateway.problems import problem
 from gateway.settings import GatewaySettings
+from mesh.context import current_call
 from mesh.errors import MeshError
 
 
@@ -48,14 +49,16 @@ class Door:
         if scope["path"] in ALWAYS or scope["method"] == "HEAD" or self._lifecycle.draining:
             return None
         exchange = Exchange.open(scope)
+        exchange.body_read = scope["method"] == "GET"
+        if b"upgrade" in exchange.headers or not self._unread.keeps(exchange):
+            return None  # the layers end such a connection
         route = self.routes.get((scope["method"], scope["path"]))
         error = self.places.busy() or _without_room(route, exchange)
         if error is None:
             return None
         if route is not None:
             scope["route"] = route
-        exchange.body_read = scope["method"] == "GET"
-        return self._refused(exchange, scope, error) if self._unread.keeps(exchange) else None
+        return self._refused(exchange, scope, error)
 
     def _refused(self, exchange: Exchange, scope: Scope, error: MeshError) -> bytes:
         exchange.outcome = error.reason.lower()
@@ -70,7 +73,12 @@ class Door:
             f"server-timing: {exchange.server_timing()}\r\n\r\n",
         ]
         exchange.end()
-        self.journal.record(exchange, scope, shown.status)
+        # The log line carries this request's id; where requests are pipelined, another one's task calls the door.
+        token = current_call.set(exchange.call)
+        try:
+            self.journal.record(exchange, scope, shown.status)
+        finally:
+            current_call.reset(token)
         return "\r\n".join(lines).encode("latin-1") + body
 
 

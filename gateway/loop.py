@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context
 
 from mesh.clock import Clock, monotonic
 
@@ -12,8 +13,8 @@ Later = Callable[[float, Callable[[], None]], object]
 
 
 def later_on_this_loop(seconds: float, act: Callable[[], None]) -> object:
-    """On whichever event loop is running."""
-    return asyncio.get_running_loop().call_later(seconds, act)
+    """On whichever event loop is running, and in nobody's context: what is done then belongs to no request."""
+    return asyncio.get_running_loop().call_later(seconds, act, context=Context())
 
 
 _TICKS_TO_BEGIN = 2

@@ -122,6 +122,7 @@ class Balancer:
         with self._lock:
             self.stopped = True
             members, self._members, self.endpoints = tuple(self._members.values()), {}, ()
+        self._looked_up.set()  # nobody need wait for it now
         for member in members:
             member.endpoint.leave()
         if self._end_upkeep is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,10 @@ from mesh.resilience.breaker import Permit
 from mesh.telemetry import ENDPOINT_CALLS, ENDPOINT_EJECTED, ENDPOINT_SERVING, fields, get_logger
 
 log = get_logger(__name__)
+
+_labelled: Counter[tuple[str, str]] = Counter()
+"""How many endpoints, of all clients of this process, share a time series; the last one ends it."""
+_labelled_lock = threading.RLock()
 
 SERVING = "SERVING"
 NOT_SERVING = "NOT_SERVING"
@@ -83,6 +88,8 @@ class Endpoint:
             written, since=time.monotonic(), address=address.removeprefix("ipv4:").removeprefix("ipv6:")
         )
         self._methods: dict[tuple[str, str], Any] = {}
+        with _labelled_lock:
+            _labelled[hop, self._health.address] += 1
         self._calls = ENDPOINT_CALLS.labels(hop, self._health.address)
         breaker.name = self._health.address
         breaker.listener = self._breaker_moved
@@ -195,6 +202,12 @@ class Endpoint:
 
     def forget(self) -> None:
         """It left the hop: its time series end."""
+        key = (self._hop, self._health.address)
+        with _labelled_lock:
+            _labelled[key] -= 1
+            if _labelled[key] > 0:
+                return
+            del _labelled[key]
         for metric in (ENDPOINT_SERVING, ENDPOINT_EJECTED, ENDPOINT_CALLS):
             try:
                 metric.remove(self._hop, self._health.address)

@@ -33,7 +33,7 @@ from mesh.channel import CLIENT_OPTIONS, Target, endpoints_of, message_size_opti
 from mesh.context import Priority, current_metadata, current_priority
 from mesh.deadline import Deadline
 from mesh.endpoint import Endpoint, EndpointHealth
-from mesh.errors import MeshError, Overloaded, Unavailable
+from mesh.errors import BreakerEffect, MeshError, Overloaded, Unavailable
 from mesh.hop_settings import HopSettings
 from mesh.hop_status import HopStatus, Latencies, Meter
 from mesh.outgoing import Outgoing
@@ -204,6 +204,7 @@ class Hop:
         if isinstance(request, AsyncIterable) and not isinstance(request, Outgoing):
             request = Outgoing(request)
         with (
+            _as_itself(),
             self._observe(method),
             self.limiter.slot(current_priority(), seconds=deadline.remaining()),
             self.breaker.guard() as permit,
@@ -247,7 +248,7 @@ class Hop:
         except (MeshError, asyncio.CancelledError):
             # gRPC reports it as its own cancelling, or as an unknown error.
             if isinstance(request, Outgoing) and request.failure is not None:
-                raise request.failure from None
+                raise _CallersOwn(request.failure) from None
             raise
 
     def _worth_another_attempt(
@@ -312,6 +313,8 @@ class Hop:
     async def _ready(self, deadline: Deadline) -> Balancer:
         balancer = self._balancer or self._started()
         await balancer.ready(deadline)
+        if balancer.stopped:
+            raise self._closed()
         return balancer
 
     def _new_breaker(self) -> CircuitBreaker:
@@ -356,6 +359,8 @@ class Hop:
         try:
             yield outcome
         except grpc.RpcError as error:
+            if balancer.stopped and error.code() is grpc.StatusCode.CANCELLED:
+                raise self._closed() from None
             # gRPC's clock and ours differ by a little, and a timeout fires a moment before the deadline itself. A peer
             # that was answering when our own limit came has not failed.
             is_up = deadline is not None and deadline.remaining() < 0.05
@@ -372,7 +377,11 @@ class Hop:
 
     def _closed(self) -> Unavailable:
         """What gRPC calls cancelled, or a closed channel, where nobody cancelled."""
-        return Unavailable("The client was closed while the call was under way.", reason="CLIENT_CLOSED", hop=self.name)
+        error = Unavailable(
+            "The client was closed while the call was under way.", reason="CLIENT_CLOSED", hop=self.name
+        )
+        error.breaker = BreakerEffect.NEUTRAL  # type: ignore[misc]  # our own doing, not the peer's
+        return error
 
     def _breaker_moved(self, moved: Transition) -> None:
         BREAKER_STATE.labels(self.name).set(_STATE_NUMBER[moved.after])
@@ -382,6 +391,22 @@ class Hop:
             "breaker moved",
             extra=fields(hop=self.name, before=moved.before.value, after=moved.after.value, reason=moved.reason),
         )
+
+
+class _CallersOwn(Exception):
+    """The caller's own requests failed. Untyped on its way out, so that no layer blames the peer for it."""
+
+    def __init__(self, failure: Exception) -> None:
+        super().__init__()
+        self.failure = failure
+
+
+@contextmanager
+def _as_itself() -> Iterator[None]:
+    try:
+        yield
+    except _CallersOwn as own:
+        raise own.failure from None
 
 
 @dataclass(slots=True)

@@ -98,13 +98,14 @@ class AioTransport:
 
     async def unary(self, method: Any, request: Any, *, timeout: float, metadata: Metadata) -> Any:
         """One request, one reply."""
-        call = method(request, timeout=timeout, metadata=metadata)
+        call = asyncio.ensure_future(made := method(request, timeout=timeout, metadata=metadata))
         try:
             # A task that is cancelled inside gRPC's batch leaves the batch's memory behind, about a kilobyte each time
             # (grpcio 1.85). So the batch is waited for from outside, and the call itself is what is cancelled.
             return await asyncio.shield(call)
         except asyncio.CancelledError:
-            Call.cancel(call)  # unlike call.cancel(), it leaves the task alone that reads the batch
+            call.add_done_callback(_seen)  # the shield no longer looks at it
+            Call.cancel(made)  # unlike call.cancel(), it leaves the task alone that reads the batch
             raise
 
     async def stream(
@@ -201,6 +202,11 @@ class AioTransport:
         """Nothing to do: tasks are cancelled one by one."""
 
 
+def _seen(done: asyncio.Future[Any]) -> None:
+    if not done.cancelled():
+        done.exception()
+
+
 class _AioEvent(asyncio.Event):
     """An asyncio event that is waited for with a limit."""
 
@@ -244,7 +250,8 @@ class BlockingTransport:
         call = method(requests, timeout=timeout, metadata=metadata)
         try:
             if isinstance(request, Outgoing) and request.header is not None:
-                call.add_callback(over.set)
+                if not call.add_callback(over.set):
+                    over.set()  # it is over already
                 call.initial_metadata()
                 admitted.set()
             for reply in call:

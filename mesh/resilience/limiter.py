@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
 from mesh.clock import Clock, monotonic
@@ -103,7 +104,7 @@ class AdaptiveLimiter:
     def _require_room(self, priority: Priority) -> None:
         now = self._clock()
         if priority is Priority.BULK:
-            full = self._whole.in_flight >= places_for_bulk(self.limit) or self._bulk.is_full(now)
+            full = self._whole.is_full(now, places_for_bulk) or self._bulk.is_full(now)
         else:
             full = self._whole.is_full(now)
         if full:
@@ -171,14 +172,15 @@ class _Lane:
         if self.in_flight > self.limit / 2:
             self.limit = min(self.maximum, self.limit + 1 / self.limit)
 
-    def is_full(self, now: float) -> bool:
+    def is_full(self, now: float, places: Callable[[int], int] = int) -> bool:
         """Whether all places are taken. A limit that nothing has spoken for lately gives way instead of refusing."""
-        if self.in_flight < int(self.limit):
+        room = places(int(self.limit))
+        if self.in_flight < room:
             return False
-        if now - self.shrunk_at < _OLD_NEWS_SECONDS or self.limit >= self.initial:
+        if self.in_flight > room or now - self.shrunk_at < _OLD_NEWS_SECONDS or self.limit >= self.initial:
             return True
         self.limit = min(self.initial, self.limit + 1)
-        return False
+        return self.in_flight >= places(int(self.limit))
 
     def shrink(self, epoch: int, in_flight: int, now: float) -> None:
         """The peer could not take so many: a tenth less than were in flight, and one less at least.

@@ -139,15 +139,16 @@ class Worker:
     async def _bring_up(self, capability: Capability) -> None:
         try:
             await capability.start()
+            reason = capability.unhealthy() if capability.unhealthy else None
         except MeshError as error:
             await self._readiness.set(capability.service, error)
             return
         except Exception:
             log.exception("a capability did not start", extra=fields(service=capability.service))
-            reason = Internal("The capability failed to start; the worker's log has the traceback.")
-            await self._readiness.set(capability.service, reason)
+            failed = Internal("The capability failed to start; the worker's log has the traceback.")
+            await self._readiness.set(capability.service, failed)
             return
-        await self._readiness.set(capability.service, capability.unhealthy() if capability.unhealthy else None)
+        await self._readiness.set(capability.service, reason)
         watchdog = Watchdog(
             capability,
             self._readiness,

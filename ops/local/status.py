@@ -11,8 +11,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_WILL_PASS = frozenset({"", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ATTEMPT_TIMED_OUT"})
-"""Reason codes of a capability that still loads; any other of a worker that answers is its last word."""
+_WILL_PASS = frozenset(
+    {
+        "",
+        "ATTEMPT_TIMED_OUT",
+        "CANARY_FAILED",
+        "CHILD_STARTING",
+        "DEADLINE_EXCEEDED",
+        "DRAINING",
+        "ENGINE_RESTARTING",
+        "ENGINE_STUCK",
+        "NOT_SERVING",
+        "STARTING",
+        "UNAVAILABLE",
+        "WARMING_UP",
+    }
+)
+"""Reason codes of a capability that loads or is restarted; any other of a worker that answers is its last word."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from grpc._cython import cygrpc  # type: ignore[attr-defined]  # a compiled module, unknown to the stubs
+from grpc._cython import cygrpc
 
 from mesh.channel import CLIENT_OPTIONS, SERVER_OPTIONS, message_size_options
 

@@ -428,3 +428,35 @@ async def test_a_refused_info_is_a_reason_only_where_it_tells_one() -> None:
         with pytest.raises(Unavailable):
             await client.embed(["a"])
         assert client.hop.limiter.limit == 256
+
+
+async def test_closing_a_client_says_nothing_about_the_peer() -> None:
+    """A breaker that several clients share stays closed when one of them is closed under its calls."""
+    servicer = ScriptedEmbedding([HANG] * 6)
+    breaker = CircuitBreaker(failure_threshold=3, timeout=60)
+    async with serve([servicer.capability()]) as running:
+        client = AsyncEmbeddingServiceClient(running.target, circuit_breaker=breaker)
+        calls = [asyncio.create_task(client.embed(["a"])) for _ in range(6)]
+        await until(lambda: servicer.calls == 6)
+        await client.close()
+        await asyncio.wait(calls)
+        assert {type(call.exception()) for call in calls} == {Unavailable}
+        assert breaker.snapshot().times_opened == 0
+
+
+async def test_the_callers_own_typed_errors_are_not_the_peers() -> None:
+    """Requests that come from another hop fail with its errors: this one's breaker and limiter stay as they are."""
+    breaker = CircuitBreaker(failure_threshold=2, timeout=60)
+
+    async def batches(error: MeshError) -> AsyncIterator[list[str]]:
+        yield ["a"]
+        raise error
+
+    async with serve([ScriptedEmbedding().capability()]) as running:
+        async with AsyncEmbeddingServiceClient(running.target, circuit_breaker=breaker) as client:
+            for error in (Unavailable("elsewhere"), Unavailable("elsewhere"), Overloaded("elsewhere", retry_after=9.0)):
+                with pytest.raises(type(error), match="elsewhere"):
+                    async for _ in client.embed_stream(batches(error)):
+                        pass
+            assert breaker.snapshot().times_opened == 0
+            assert client.hop.limiter.limit == 256

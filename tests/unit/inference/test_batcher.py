@@ -559,7 +559,7 @@ async def test_what_has_a_reservation_is_not_refused() -> None:
             await asyncio.sleep(0)
             assert (batcher.queued_tokens, held.tokens) == (24, 0)
             run.gate.set()
-            assert await asyncio.gather(first, second) == [[2], [4, 6]]
+            assert [await first, await second] == [[2], [4, 6]]
             await asyncio.gather(call, *others)
 
 

@@ -275,3 +275,31 @@ def test_the_reserve_is_the_only_thing_that_bulk_work_cannot_have() -> None:
         reserve = limit - places_for_bulk(limit)
         assert reserve >= min(max(2, limit / 4), limit - 1)
         assert reserve <= max(2, limit / 4 + 1)
+
+
+def test_a_limit_that_gives_way_lets_nobody_in_above_it() -> None:
+    """Long calls from before a shrink still count, however long ago that was."""
+    clock = FakeClock()
+    limiter = AdaptiveLimiter(initial=100, clock=clock)
+    long = take(limiter, 100)
+    end(long.pop(), Overloaded("full"))
+    before = limiter.limit
+    assert before < limiter.in_flight
+    clock.advance(60)
+    for _ in range(50):
+        with pytest.raises(Overloaded):
+            limiter.slot()
+    assert limiter.limit == before
+
+
+def test_bulk_work_alone_recovers_from_a_bad_night_too() -> None:
+    """Its lane gives way as the whole does."""
+    clock = FakeClock()
+    limiter = AdaptiveLimiter(clock=clock)
+    for _ in range(200):
+        end(limiter.slot(BULK), Overloaded("full"))
+        end(limiter.slot(), Overloaded("full"))
+    for _ in range(60):
+        clock.advance(6)
+        end_all(fill(limiter, BULK))
+    assert limiter.bulk_limit > 32

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,3 +34,15 @@ def test_a_message_of_too_many_fields_is_not_parsed(texts: int, unread: bool) ->
     assert parse is not None
     found = parse(pb.EmbedRequest(texts=[""] * texts).SerializeToString())
     assert (found is UNREAD) == unread
+
+
+def test_a_length_without_end_is_no_message_and_costs_no_time() -> None:
+    """A number of half a million bytes would take minutes to compute, on the event loop."""
+    started = time.process_time()
+    assert not has_more_fields(b"\x0a" + b"\xff" * 500_000 + b"\x01", 100_000)
+    assert time.process_time() - started < 1.0
+
+
+def test_a_group_before_them_hides_no_fields() -> None:
+    """Its begin and end are tags like others."""
+    assert has_more_fields(b"\x7b\x7c" + b"\x0a\x00" * 300_000, 100_000)

@@ -67,6 +67,9 @@ def test_a_serving_hop_needs_no_reason() -> None:
     [
         ("NOT_SERVING", "UNAVAILABLE", False),
         ("NOT_SERVING", "", False),
+        ("NOT_SERVING", "STARTING", False),
+        ("NOT_SERVING", "NOT_SERVING", False),
+        ("NOT_SERVING", "ENGINE_RESTARTING", False),
         ("NOT_SERVING", "MODEL_TRUNCATED", True),
         ("UNREACHABLE", "UNAVAILABLE", False),
     ],
