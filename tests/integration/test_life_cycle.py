@@ -87,7 +87,9 @@ def test_a_killed_worker_is_replaced(mesh: LocalMesh) -> None:
     refused = embed(mesh)
     assert time.monotonic() - began < 1.0
     assert refused.status_code == 503
-    assert refused.json()["error"]["code"] in {"unavailable", "circuit_open"}
+    # The connection just broke; nobody is there; the breaker has seen enough; the new process loads its model.
+    codes = {"connection_lost", "no_endpoint", "circuit_open", "not_serving", "starting"}
+    assert refused.json()["error"]["code"] in codes
     assert int(refused.headers["retry-after"]) >= 1
 
     unhealthy = mesh.health()
