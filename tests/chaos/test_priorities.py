@@ -160,7 +160,7 @@ def judge_latency(bars: Bars, name: str, beside: Beside, *, one_bulk: float) -> 
     p99 = percentile(during, 0.99)
     bars.tell(f"{name}: p50", percentile(during, 0.5) * 1000, "ms")
     bars.tell(f"{name}: p99", p99 * 1000, "ms")
-    bars.at_most(f"{name}: interactive requests not served", beside.not_served, "", promise=0)
+    bars.at_most(f"{name}: interactive requests not served", beside.not_served, "", promise=0, noisy=3)
     if one_bulk:
         bars.tell(f"{name}: p99 over idle p99", p99 / idle, "x")
         wait = p99 / (idle + one_bulk)
