@@ -140,9 +140,8 @@ def judge_overload(bars: Bars, over: Part, peak: float, workload: Workload) -> N
         bars.at_most("p99 of refusals", percentile(refusals, 0.99) * 1000, "ms", promise=50, noisy=1000)
         bars.tell("median Retry-After", statistics.median(answer.retry_after_ms for answer in over.refused), "ms")
     bars.at_most("refusals without Retry-After", silent, "", promise=0)
-    bars.at_most(
-        "p99 of accepted over deadline", percentile(over.accepted, 0.99) / workload.deadline_seconds, "", promise=1.0, noisy=1.2
-    )  # fmt: skip
+    late = percentile(over.accepted, 0.99) / workload.deadline_seconds
+    bars.at_most("p99 of accepted over deadline", late, "", promise=1.0, noisy=1.2)
     # Admitted and then not served in time: the worker had the caller wait for nothing. 504 is its honest end.
     bars.at_most(
         "share neither served nor refused", sum(over.others.values()) / len(over.answers), "", promise=0.01, noisy=0.2
