@@ -20,10 +20,15 @@ def make_engine(settings: LlmSettings) -> Engine:
     return TransformersEngine(settings)
 
 
-def make_capability(settings: LlmSettings) -> Capability:
-    """The worker's one capability. Called on the event loop or before it; the engine starts with ``start``."""
+def make_capability(settings: LlmSettings, engine: Engine | None = None) -> Capability:
+    """The worker's one capability. Called on the event loop or before it; the engine starts with ``start``.
+
+    Args:
+        settings: what the worker was told.
+        engine: in place of the one that the settings name.
+    """
     writer = Writer(
-        make_engine(settings),
+        engine or make_engine(settings),
         limits=Limits(
             output_tokens=settings.max_output_tokens,
             concurrent=settings.max_concurrent_requests,

@@ -28,16 +28,16 @@ from typing import Any
 
 import grpc
 
+from mesh.attempts import Attempts
 from mesh.balancing import Attempt, BalancedChannel, BalancedMethod, Balancer
 from mesh.channel import CLIENT_OPTIONS, Target, endpoints_of, message_size_options
 from mesh.context import Priority, current_metadata, current_priority
 from mesh.deadline import Deadline
-from mesh.endpoint import Endpoint, EndpointHealth
-from mesh.errors import BreakerEffect, MeshError, Overloaded, Unavailable
+from mesh.endpoint import EndpointHealth
+from mesh.errors import BreakerEffect, MeshError, Unavailable
 from mesh.hop_settings import HopSettings
 from mesh.hop_status import HopStatus, Latencies, Meter
 from mesh.outgoing import Outgoing
-from mesh.repetition import may_be_repeated, may_have_been_the_connection
 from mesh.resilience import (
     AdaptiveLimiter,
     BreakerState,
@@ -63,11 +63,6 @@ __all__ = ["Hop", "HopSettings", "HopStatus"]
 log = get_logger(__name__)
 
 _STATE_NUMBER = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
-MOST_ATTEMPTS = 3
-RECONNECT_PAUSE_SECONDS = 0.025
-"""Before the only endpoint is asked once more, when perhaps only its connection was cut."""
-SHORTEST_ATTEMPT_SECONDS = 0.005
-"""With less time left than this, another attempt would be in vain."""
 
 
 class Hop:
@@ -169,18 +164,16 @@ class Hop:
         ):
             deadline.require()
             balancer = await self._ready(deadline)
-            self._budget.record_call()
-            tried: list[Endpoint] = []
-            avoid: Sequence[Endpoint] = ()
+            attempts = self._attempts(balancer, method, deadline, evidence=evidence)
             while True:
                 try:
-                    with balancer.attempt(avoid, evidence=evidence) as attempt, self._translate(balancer, deadline):
-                        tried.append(attempt.endpoint)
+                    with attempts.next() as attempt, self._translate(balancer, deadline):
                         return await self._send(method, request, attempt, deadline)
                 except MeshError as error:
-                    if not self._worth_another_attempt(method, error, tried, deadline):
+                    pause = attempts.pause_before_another(error)
+                    if pause is None:
                         raise
-                    avoid = await self._before_another_attempt(method, error, tried)
+                    await self._retrying(balancer, method, error, pause)
 
     async def _send(self, method: BalancedMethod, request: Any, attempt: Attempt, deadline: Deadline) -> Any:
         timeout = min(deadline.remaining(), self.settings.attempt_timeout_seconds)
@@ -211,14 +204,11 @@ class Hop:
         ):
             deadline.require()
             balancer = await self._ready(deadline)
-            self._budget.record_call()
+            attempts = self._attempts(balancer, method, deadline)
             answered = False
-            tried: list[Endpoint] = []
-            avoid: Sequence[Endpoint] = ()
             while True:
                 try:
-                    with balancer.attempt(avoid) as attempt:
-                        tried.append(attempt.endpoint)
+                    with attempts.next() as attempt:
                         async with aclosing(self._replies(method, request, attempt, deadline)) as replies:
                             async for reply in replies:
                                 if not answered:
@@ -230,9 +220,10 @@ class Hop:
                 except MeshError as error:
                     if answered or (isinstance(request, Outgoing) and not request.repeatable):
                         raise
-                    if not self._worth_another_attempt(method, error, tried, deadline):
+                    pause = attempts.pause_before_another(error)
+                    if pause is None:
                         raise
-                    avoid = await self._before_another_attempt(method, error, tried)
+                    await self._retrying(balancer, method, error, pause)
 
     async def _replies(
         self, method: BalancedMethod, request: Any, attempt: Attempt, deadline: Deadline
@@ -251,31 +242,17 @@ class Hop:
                 raise _CallersOwn(request.failure) from None
             raise
 
-    def _worth_another_attempt(
-        self, method: BalancedMethod, error: MeshError, tried: Sequence[Endpoint], deadline: Deadline
-    ) -> bool:
-        """Elsewhere, where that can do no harm; at the only endpoint, where perhaps just its connection was cut."""
-        balancer = self._balancer
-        if balancer is None or not tried or not may_be_repeated(error, idempotent=method.name in self._idempotent):
-            return False
-        if balancer.has_another(tried, idle=isinstance(error, Overloaded)):
-            allowed = len(tried) < MOST_ATTEMPTS
-        else:
-            allowed = len(tried) == 1 and may_have_been_the_connection(error)
-        return allowed and deadline.remaining() >= SHORTEST_ATTEMPT_SECONDS and self._budget.take()
+    def _attempts(
+        self, balancer: Balancer, method: BalancedMethod, deadline: Deadline, *, evidence: bool = True
+    ) -> Attempts:
+        return Attempts(balancer, self._budget, deadline, idempotent=method.name in self._idempotent, evidence=evidence)
 
-    async def _before_another_attempt(
-        self, method: BalancedMethod, error: MeshError, tried: Sequence[Endpoint]
-    ) -> Sequence[Endpoint]:
-        """Count it, and return the endpoints that it leaves out: none of them, where there is but one."""
+    async def _retrying(self, balancer: Balancer, method: BalancedMethod, error: MeshError, pause: float) -> None:
         self._retries += 1
         HOP_RETRIES.labels(self.name, method.name, error.code).inc()
-        balancer = self._balancer
-        if balancer is None or balancer.has_another(tried):
-            return tried
-        with self._translate(balancer):
-            await self.transport.sleep(RECONNECT_PAUSE_SECONDS)
-        return ()
+        if pause:
+            with self._translate(balancer):
+                await self.transport.sleep(pause)
 
     def status(self) -> HopStatus:
         """The hop now."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from pydantic_settings import SettingsConfigDict
 
 from mesh.serving import Capability, Worker
 from mesh.settings import WorkerSettings
+
+_START_SECONDS = 10.0
 
 
 class _TestSettings(WorkerSettings):
@@ -44,3 +48,33 @@ async def serve(
         yield RunningWorker(worker, f"127.0.0.1:{worker.port}")
     finally:
         await worker.stop()
+
+
+@contextmanager
+def serve_in_thread(capabilities: Sequence[Capability]) -> Iterator[str]:
+    """Like ``serve``, for tests of the synchronous clients: the process's one grpc.aio loop runs in a thread.
+
+    Yields the target.
+    """
+    ready = threading.Event()
+    target: list[str] = []
+    over: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        over.append((asyncio.get_running_loop(), stop))
+        async with serve(capabilities) as running:
+            target.append(running.target)
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    if not ready.wait(_START_SECONDS):
+        raise TimeoutError("The worker under test did not start.")
+    try:
+        yield target[0]
+    finally:
+        loop, stop = over[0]
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(_START_SECONDS)

@@ -11,13 +11,12 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator
 
+from llm_service.__main__ import make_capability
 from llm_service.engines import Served
 from llm_service.generation import Accepted, Ended, EngineEvent, FinishReason, Generation, Piece, Usage
-from llm_service.servicer import SERVICE, LlmServicer
 from llm_service.settings import LlmSettings
-from llm_service.writer import Writer
 from mesh.errors import MeshError
-from mesh.serving import Capability, run
+from mesh.serving import run
 
 
 class CountingEngine:
@@ -61,27 +60,9 @@ class CountingEngine:
         """Nothing to end."""
 
 
-def make_capability(settings: LlmSettings) -> Capability:
-    """The worker's one capability."""
-    writer = Writer(CountingEngine())
-    servicer = LlmServicer(
-        writer,
-        default_deadline_seconds=settings.default_deadline_seconds,
-        max_request_bytes=settings.max_message_bytes,
-    )
-    return Capability(
-        service=SERVICE,
-        register=servicer.register,
-        start=writer.start,
-        canary=writer.canary,
-        unhealthy=writer.unhealthy,
-        stop=writer.stop,
-    )
-
-
 def main() -> int:
     """Serve until told to end; returns the exit code."""
-    return run("llm", LlmSettings, lambda settings: [make_capability(settings)])
+    return run("llm", LlmSettings, lambda settings: [make_capability(settings, CountingEngine())])
 
 
 if __name__ == "__main__":

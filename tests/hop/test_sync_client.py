@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -14,34 +13,13 @@ from mesh.clients import EmbeddingServiceClient
 from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
 from mesh.resilience import CircuitBreaker
-from mesh.testing import ScriptedEmbedding, serve
+from mesh.testing import ScriptedEmbedding, serve_in_thread
 from mesh.testing.embedding import HANG, Step, vector_of
 
 
-@contextmanager
-def serving(script: list[Step]) -> Iterator[str]:
-    """A scripted worker in a thread with the process's one grpc.aio loop."""
-    ready = threading.Event()
-    target: list[str] = []
-    over: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
-
-    async def run() -> None:
-        stop = asyncio.Event()
-        over.append((asyncio.get_running_loop(), stop))
-        async with serve([ScriptedEmbedding(script).capability()]) as running:
-            target.append(running.target)
-            ready.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=lambda: asyncio.run(run()))
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield target[0]
-    finally:
-        loop, stop = over[0]
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
+def serving(script: list[Step]) -> AbstractContextManager[str]:
+    """A scripted worker in a thread."""
+    return serve_in_thread([ScriptedEmbedding(script).capability()])
 
 
 def test_the_calls_of_the_migration_guide_work_as_printed() -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -16,7 +15,7 @@ from mesh.pb.chunking.v1 import chunking_pb2 as pb
 from mesh.pb.chunking.v1.chunking_pb2_grpc import ChunkingServiceServicer, add_ChunkingServiceServicer_to_server
 from mesh.serving import Capability
 from mesh.serving.calls import ServicerContext
-from mesh.testing import serve
+from mesh.testing import serve, serve_in_thread
 
 PIECES = 40
 PIECE = b"x" * 100_000
@@ -130,35 +129,10 @@ async def test_an_error_of_the_callers_own_document_comes_back_as_itself() -> No
         assert await size_of(client) == PIECES * len(PIECE)
 
 
-@contextmanager
-def serving(servicer: Taking) -> Iterator[str]:
-    """A worker in a thread of its own."""
-    ready, target = threading.Event(), list[str]()
-    over: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
-
-    async def run() -> None:
-        stop = asyncio.Event()
-        over.append((asyncio.get_running_loop(), stop))
-        async with serve([servicer.capability()]) as running:
-            target.append(running.target)
-            ready.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=lambda: asyncio.run(run()))
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield target[0]
-    finally:
-        loop, stop = over[0]
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
-
-
 def test_the_sync_client_does_the_same() -> None:
     """A refusal is typed and nothing is sent; a document that is taken arrives whole."""
     refusing = Taking(Overloaded("full", retry_after=2.0))
-    with serving(refusing) as target, ChunkingServiceClient(target) as client:
+    with serve_in_thread([refusing.capability()]) as target, ChunkingServiceClient(target) as client:
         for _ in range(20):
             with pytest.raises(Overloaded):
                 list(client.chunk(PIECE * PIECES))

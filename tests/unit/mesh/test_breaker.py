@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any
 
 import pytest
 
@@ -20,45 +19,14 @@ from mesh.errors import (
     Unavailable,
 )
 from mesh.resilience import BreakerState, Cause, CircuitBreaker, Transition, TripPolicy
-from mesh.resilience.breaker import Permit
 from mesh.testing import FakeClock
-
-NEVER_BY_RATE = TripPolicy(minimum_calls=10**9)
-
-
-def make(clock: FakeClock, policy: TripPolicy = NEVER_BY_RATE, **arguments: Any) -> CircuitBreaker:
-    """A breaker on the test's clock with fixed jitter."""
-    return CircuitBreaker(clock=clock, rng=random.Random(7), policy=policy, **arguments)
-
-
-def fail(breaker: CircuitBreaker, error: BaseException | None = None) -> None:
-    """One call that ends with ``error``."""
-    with pytest.raises(BaseException), breaker.guard():  # noqa: B017 - whatever is raised comes back out
-        raise error or Unavailable("down")
-
-
-def succeed(breaker: CircuitBreaker) -> None:
-    """One call that is answered."""
-    with breaker.guard():
-        pass
+from tests.unit.mesh.breaker_calls import fail, make, opened, settle, succeed
 
 
 def settle_after(clock: FakeClock, breaker: CircuitBreaker, seconds: float) -> None:
     """One call that is answered after so long."""
     with breaker.guard():
         clock.advance(seconds)
-
-
-def opened(clock: FakeClock, **arguments: Any) -> CircuitBreaker:
-    """A breaker that has just opened."""
-    breaker = make(clock, failure_threshold=1, **arguments)
-    fail(breaker)
-    return breaker
-
-
-def settle(permit: Permit, error: BaseException | None = None) -> None:
-    """A call that was let in earlier ends now."""
-    permit.__exit__(type(error) if error else None, error, None)
 
 
 def test_consecutive_failures_open_it_and_a_success_starts_the_count_again() -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import threading
-from typing import Any
 
 import pytest
 
@@ -19,45 +17,14 @@ from mesh.errors import (
     Overloaded,
     Unavailable,
 )
-from mesh.resilience import BreakerState, Cause, CircuitBreaker, Transition, TripPolicy
-from mesh.resilience.breaker import Permit
+from mesh.resilience import BreakerState, Cause, CircuitBreaker, Transition
 from mesh.testing import FakeClock
-
-NEVER_BY_RATE = TripPolicy(minimum_calls=10**9)
-
-
-def make(clock: FakeClock, policy: TripPolicy = NEVER_BY_RATE, **arguments: Any) -> CircuitBreaker:
-    """A breaker on the test's clock with fixed jitter."""
-    return CircuitBreaker(clock=clock, rng=random.Random(7), policy=policy, **arguments)
-
-
-def fail(breaker: CircuitBreaker, error: BaseException | None = None) -> None:
-    """One call that ends with ``error``."""
-    with pytest.raises(BaseException), breaker.guard():  # noqa: B017 - whatever is raised comes back out
-        raise error or Unavailable("down")
+from tests.unit.mesh.breaker_calls import fail, make, opened, settle, succeed
 
 
 def admits(breaker: CircuitBreaker) -> bool:
     """Whether it is available now; asked anew each time, which a property does not look like."""
     return breaker.available
-
-
-def succeed(breaker: CircuitBreaker) -> None:
-    """One call that is answered."""
-    with breaker.guard():
-        pass
-
-
-def opened(clock: FakeClock, **arguments: Any) -> CircuitBreaker:
-    """A breaker that has just opened."""
-    breaker = make(clock, failure_threshold=1, **arguments)
-    fail(breaker)
-    return breaker
-
-
-def settle(permit: Permit, error: BaseException | None = None) -> None:
-    """A call that was let in earlier ends now."""
-    permit.__exit__(type(error) if error else None, error, None)
 
 
 class YieldingClock(FakeClock):
