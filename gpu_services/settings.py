@@ -54,17 +54,27 @@ class GpuServicesSettings(WorkerSettings):
         "", description="Folder for uploads while they are worked on; empty means the system's own."
     )
     children: int = Field(
-        1, ge=1, le=64, description="Documents that are converted at once, each in a process of its own."
+        1,
+        ge=1,
+        le=64,
+        description="Documents of one priority that are converted at once, each in a process of its own.",
+    )
+    reserved_children: int = Field(
+        1,
+        ge=0,
+        le=64,
+        description="More such processes, so that bulk documents with all of theirs leave interactive ones so many; "
+        "with 0 these wait until a bulk document is done.",
     )
     documents_per_child: int = Field(
-        32,
+        256,
         ge=1,
         le=10_000,
         description="Documents after which such a process is replaced, as soon as its successor is warm; 1 gives every "
         "document a fresh one, for which it may have to wait.",
     )
     max_queued_documents: int = Field(
-        8, ge=0, le=1000, description="Documents that may wait; one more is refused as overload."
+        16, ge=0, le=1000, description="Documents that may wait; one more is refused as overload."
     )
     max_document_bytes: int = Field(64 * _MIB, ge=1024, description="Largest upload, in bytes.")
     max_unpacked_bytes: int = Field(
@@ -101,6 +111,7 @@ class GpuServicesSettings(WorkerSettings):
             ),
             pool=PoolLimits(
                 children=self.children,
+                reserved=self.reserved_children,
                 max_queued=self.max_queued_documents,
                 documents_per_child=self.documents_per_child,
             ),

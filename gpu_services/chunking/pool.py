@@ -62,13 +62,21 @@ class DocumentProcess(Protocol):
 class PoolLimits:
     """How many documents are done at once, how many may wait, and after how many a child is replaced.
 
+    ``children`` and ``reserved`` are those of `Places`.
+
     A child that is due works on until its successor is warm. With ``documents_per_child`` 1 it does not: there each
     document has a child to itself, whatever it has to wait for it.
     """
 
     children: int
+    reserved: int
     max_queued: int
     documents_per_child: int
+
+    @property
+    def places(self) -> Places:
+        """The same for the queue."""
+        return Places(children=self.children, reserved=self.reserved, queued=self.max_queued)
 
 
 class ChildPool:
@@ -89,12 +97,13 @@ class ChildPool:
     ) -> None:
         self._start_child = start_child
         self._limits = limits
+        self._places = limits.places
         self._pause = pause
         self._clock = clock
         self._idle: deque[DocumentProcess] = deque()
         self._in_use: set[DocumentProcess] = set()
         self._queue: Queue[asyncio.Future[DocumentProcess]] = Queue(
-            Places(limits.children, limits.max_queued), until_child=self._seconds_until_child, clock=clock
+            self._places, until_child=self._seconds_until_child, clock=clock
         )
         self._starting: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -127,8 +136,9 @@ class ChildPool:
 
     @property
     def free(self) -> bool:
-        """Whether a document would be begun at once."""
-        return any(child.usable for child in self._idle) and self._has_room and self._queue.empty
+        """Whether a document of either lane would be begun at once."""
+        idle = any(child.usable for child in self._idle)
+        return idle and self._queue.empty and all(map(self._queue.has_child_for, Priority))
 
     def unhealthy(self) -> MeshError | None:
         """Why no document can be done: there is no child, and none comes up. None while there is one, or one may come.
@@ -166,7 +176,7 @@ class ChildPool:
             child.kill()
             self._spawn(child.close(), self._closing)
         self._count_children()
-        for _ in range(self._limits.children - sum(map(self._stays, self._children)) - self._coming):
+        for _ in range(self._places.at_once - sum(map(self._stays, self._children)) - self._coming):
             self._begin_start()
         self._hand_out()
 
@@ -200,10 +210,10 @@ class ChildPool:
             child.documents += 1
             self.arrange()  # where it was the child's last, its successor starts now
         try:
-            with nullcontext() if check else self._queue.learning():
+            with nullcontext() if check else self._queue.learning(priority):
                 yield child
         finally:
-            self._give_back(child, priority)
+            self._give_back(child, priority, rest=check)
 
     async def _take(self, deadline: Deadline, priority: Priority) -> DocumentProcess:
         waiting = self._new_future()
@@ -243,19 +253,20 @@ class ChildPool:
         if waiting.exception() is None:
             self._give_back(waiting.result(), priority)  # a child arrived in the same moment
 
-    def _give_back(self, child: DocumentProcess, priority: Priority) -> None:
+    def _give_back(self, child: DocumentProcess, priority: Priority, *, rest: bool = False) -> None:
+        """Offer a child again; with ``rest`` after all others, so that each is checked in turn."""
         self._in_use.discard(child)
         self._queue.give_back(priority)
-        self._offer(child)
-
-    def _offer(self, child: DocumentProcess) -> None:
-        self._idle.append(child)
+        if rest:
+            self._idle.appendleft(child)
+        else:
+            self._idle.append(child)
         self.arrange()
 
     def _hand_out(self) -> None:
-        # The one that has been idle longest goes first: so each proves itself in turn, by documents or by the canary.
-        while self._idle and self._has_room and (waiting := self._queue.next()) is not None:
-            child = self._idle.popleft()
+        # The one that worked last goes first: its caches are warm, and children do not come to their end all at once.
+        while self._idle and (waiting := self._queue.next()) is not None:
+            child = self._idle.pop()
             self._in_use.add(child)
             waiting.set_result(child)
 
@@ -265,11 +276,6 @@ class ChildPool:
     def _children(self) -> Sequence[DocumentProcess]:
         return (*self._idle, *self._in_use)
 
-    @property
-    def _has_room(self) -> bool:
-        """Whether one more document may be worked on: a successor that is warm early waits until its turn."""
-        return len(self._in_use) < self._limits.children
-
     def _stays(self, child: DocumentProcess) -> bool:
         """Whether it needs no successor yet. One at work is judged when it is given back."""
         return child.documents < self._limits.documents_per_child
@@ -277,7 +283,7 @@ class ChildPool:
     def _to_retire(self) -> list[DocumentProcess]:
         dead = [child for child in self._idle if not child.usable]
         due = [child for child in self._idle if child.usable and not self._stays(child)]
-        replaced = max(0, len(self._children) - len(dead) - self._limits.children)
+        replaced = max(0, len(self._children) - len(dead) - self._places.at_once)
         return dead + (due if self._limits.documents_per_child == 1 else due[:replaced])
 
     def _count_children(self) -> None:
@@ -305,7 +311,8 @@ class ChildPool:
             pause = min(2 * pause, _LONGEST_PAUSE)
         self._coming -= 1
         self._first_tried.set()
-        self._offer(child)
+        self._idle.append(child)
+        self.arrange()
 
     async def _started(self) -> DocumentProcess | None:
         """A child that is warm; None where the start failed."""

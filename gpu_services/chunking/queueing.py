@@ -15,13 +15,13 @@ from mesh.errors import Overloaded
 from mesh.resilience import ReturnSchedule, ServiceTime
 
 INTERACTIVE_BEFORE_BULK = 4
-"""With both lanes full, bulk gets every fifth child: interactive work waits little, bulk always moves."""
-RECENT_SECONDS = 30.0
-"""Interactive work that came within this time may come again: bulk work leaves a child free for it."""
+"""With both lanes full, bulk gets every fifth child that both may have: interactive work waits little, bulk always
+moves."""
 
 _FIRST_GUESS_SECONDS = 2.0
 _SHORTEST_ADVICE_SECONDS = 0.1
 _LONGEST_ADVICE_SECONDS = 60.0
+_OTHER = {Priority.INTERACTIVE: Priority.BULK, Priority.BULK: Priority.INTERACTIVE}
 
 
 class Waiter(Protocol):
@@ -34,34 +34,53 @@ class Waiter(Protocol):
 WaiterT = TypeVar("WaiterT", bound=Waiter)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """How many documents are worked on at once, and how many may be uploaded or wait beside them."""
+    """How many documents are worked on at once, and how many may be uploaded or wait beside them.
+
+    Attributes:
+        children: documents of one lane that are worked on at once.
+        reserved: more children, so that one lane with all of its own leaves the other so many. A document is not
+            interrupted: without them, interactive work waits until a bulk document is done.
+        queued: documents that may be uploaded or wait.
+    """
 
     children: int
+    reserved: int
     queued: int
+
+    @property
+    def at_once(self) -> int:
+        """Documents of both lanes that are worked on at once."""
+        return self.children + self.reserved
 
     @property
     def all(self) -> int:
         """Documents that may be inside."""
-        return self.children + self.queued
-
-    def of(self, lane: Priority) -> int:
-        """Of them, those that one lane may take: uploads of neither leave the other without room."""
-        return self.all - self.all // (4 if lane is Priority.BULK else 8)
+        return self.at_once + self.queued
 
     @property
-    def bulk_children(self) -> int:
-        """Children that bulk work may have while interactive work is recent."""
-        return self.children - max(1, self.children // 4) if self.children > 1 else 1
+    def shared(self) -> int:
+        """Children that both lanes contend for."""
+        return max(0, self.children - self.reserved)
+
+    def of(self, lane: Priority) -> int:
+        """Of all that may be inside, those that one lane may take: uploads of neither leave the other without room."""
+        left_to_the_other = self.all // (4 if lane is Priority.BULK else 8)
+        return min(self.children + self.queued, self.all - left_to_the_other)
+
+    def share(self, lane: Priority) -> float:
+        """Children that a lane has on average while documents of the other wait too."""
+        bulk = 1 / (INTERACTIVE_BEFORE_BULK + 1)
+        share = bulk if lane is Priority.BULK else 1 - bulk
+        return min(self.reserved, self.children) + share * self.shared
 
 
 class Queue(Generic[WaiterT]):
     """Lets documents in, keeps those that wait for a child in two lanes, and learns how long documents take.
 
     Who would not be done within the deadline is refused on arrival, before the upload is read: those that are let in
-    are served, however many more come. A document is not interrupted: with a single child, an interactive one waits
-    for one bulk document at most, and the limits on pages and seconds are the bound on that.
+    are served, however many more come.
 
     Args:
         places: how many documents may be inside.
@@ -78,9 +97,8 @@ class Queue(Generic[WaiterT]):
         self._lanes: dict[Priority, deque[WaiterT]] = {lane: deque() for lane in Priority}
         self._let_in = dict.fromkeys(Priority, 0)
         self._given = dict.fromkeys(Priority, 0)
-        self._begun: list[float] = []
-        self._interactive_streak = 0
-        self._interactive_at = float("-inf")
+        self._begun: dict[Priority, list[float]] = {lane: [] for lane in Priority}
+        self._turn = 0
         self._service_time = ServiceTime(_FIRST_GUESS_SECONDS)
         self._returns = ReturnSchedule(
             clock=clock, shortest_seconds=_SHORTEST_ADVICE_SECONDS, longest_seconds=_LONGEST_ADVICE_SECONDS
@@ -97,8 +115,6 @@ class Queue(Generic[WaiterT]):
             DeadlineExceeded: the time is up already.
         """
         deadline.require()
-        if priority is Priority.INTERACTIVE:
-            self._interactive_at = self._clock()
         inside = sum(self._let_in.values())
         if inside >= self._places.all or self._let_in[priority] >= self._places.of(priority):
             raise Overloaded(
@@ -119,23 +135,26 @@ class Queue(Generic[WaiterT]):
         finally:
             self._let_in[priority] -= 1
 
-    def _done_after(self, priority: Priority) -> float:
+    def _done_after(self, lane: Priority) -> float:
         """Seconds until a document that came now would be done, rarely more; 0.0 where a child is free for it."""
         until_child = self._until_child()
-        if not until_child and sum(self._given.values()) < self._places.children and self._may_have_child(priority):
+        if not until_child and self.has_child_for(lane):
             return 0.0
-        now = self._clock()
-        unfinished = sum(self._service_time.left(now - began) for began in self._begun)
-        work = self._service_time.longest((self._ahead(priority) + unfinished) / self._places.children + 1)
-        return until_child + work
+        places, other = self._places, _OTHER[lane]
+        share = places.share(lane) if self._waiting(other) else places.children
+        # Until its turn: those of its own lane, those of the other that are let pass, and what is being worked on.
+        turns = self._waiting(lane) / share + 1 / share - 1 / places.children
+        in_its_way = self._unfinished(lane) + self._unfinished(other) * places.shared / places.children
+        return until_child + self._service_time.longest(turns + in_its_way / places.children + 1)
 
-    def _ahead(self, priority: Priority) -> int:
-        """Documents without a child that go before a new one of this lane; those still uploaded count."""
-        interactive, bulk = (max(0, self._let_in[lane] - self._given[lane]) for lane in Priority)
-        if priority is Priority.INTERACTIVE:
-            return interactive + min(bulk, interactive // INTERACTIVE_BEFORE_BULK + 1)
-        # Where interactive documents wait now, more will come, and each bulk turn lets as many pass as it may.
-        return bulk + ((bulk + 1) * INTERACTIVE_BEFORE_BULK if interactive else 0)
+    def _waiting(self, lane: Priority) -> int:
+        """Documents without a child; those still uploaded count."""
+        return max(0, self._let_in[lane] - self._given[lane])
+
+    def _unfinished(self, lane: Priority) -> float:
+        """What is left of the documents that are worked on, as a number of whole ones."""
+        now = self._clock()
+        return sum(self._service_time.left(now - began) for began in self._begun[lane])
 
     @property
     def _turn_seconds(self) -> float:
@@ -166,20 +185,22 @@ class Queue(Generic[WaiterT]):
 
     def next(self) -> WaiterT | None:
         """Take out whoever is to have the next free child; ``give_back`` when it has it no more."""
-        for lane in self._lanes.values():
-            while lane and lane[0].done():
-                lane.popleft()
-        interactive, bulk = self._lanes[Priority.INTERACTIVE], self._lanes[Priority.BULK]
-        bulk_may = bool(bulk) and self._may_have_child(Priority.BULK)
-        if bulk_may and (not interactive or self._interactive_streak >= INTERACTIVE_BEFORE_BULK):
-            self._interactive_streak = 0
-            self._given[Priority.BULK] += 1
-            return bulk.popleft()
-        if interactive:
-            self._interactive_streak += bool(bulk)
-            self._given[Priority.INTERACTIVE] += 1
-            return interactive.popleft()
-        return None
+        for waiters in self._lanes.values():
+            while waiters and waiters[0].done():
+                waiters.popleft()
+        if not all(self._lanes.values()):
+            self._turn = 0
+        able = [lane for lane in Priority if self._lanes[lane] and self.has_child_for(lane)]
+        if not able:
+            return None
+        lane = able[0] if len(able) == 1 else self._turn_of_both()
+        self._given[lane] += 1
+        return self._lanes[lane].popleft()
+
+    def _turn_of_both(self) -> Priority:
+        """Whose turn it is at a child that either lane may have."""
+        self._turn = (self._turn + 1) % (INTERACTIVE_BEFORE_BULK + 1)
+        return Priority.BULK if self._turn == 0 else Priority.INTERACTIVE
 
     def turn_away(self) -> WaiterT | None:
         """Take out one that waits, whoever it is: there will be no child for it. None where nobody waits."""
@@ -194,21 +215,19 @@ class Queue(Generic[WaiterT]):
         self._given[priority] -= 1
 
     @contextmanager
-    def learning(self) -> Iterator[None]:
+    def learning(self, lane: Priority) -> Iterator[None]:
         """Around the work on one document: how long it takes is what the next ones are judged by."""
         began = self._clock()
-        self._begun.append(began)
+        self._begun[lane].append(began)
         whole = False
         try:
             yield
             whole = True
         finally:
-            self._begun.remove(began)
+            self._begun[lane].remove(began)
             seconds = self._clock() - began
             (self._service_time.learn if whole else self._service_time.learn_at_least)(seconds)
 
-    def _may_have_child(self, priority: Priority) -> bool:
-        """Whether one more document of this lane may have a child that is free."""
-        if priority is Priority.INTERACTIVE or self._clock() - self._interactive_at >= RECENT_SECONDS:
-            return True
-        return self._given[Priority.BULK] < self._places.bulk_children
+    def has_child_for(self, lane: Priority) -> bool:
+        """Whether one more document of this lane may be worked on at once."""
+        return sum(self._given.values()) < self._places.at_once and self._given[lane] < self._places.children

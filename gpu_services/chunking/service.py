@@ -171,7 +171,7 @@ class ChunkingService:
         self.pool.arrange()
         if not self.pool.free:
             raise Overloaded("Documents are at work.")
-        # As bulk work: as interactive work it would keep a child from real bulk work for good.
+        # As bulk work: an interactive document that comes meanwhile does not wait for it.
         waiting = Waiting(Deadline.after(_CANARY_SECONDS), Priority.BULK, check=True)
         async with self._admitted(Header(filename="canary.pdf"), waiting) as job:
             await job.write(small_pdf())

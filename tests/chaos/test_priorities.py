@@ -3,9 +3,9 @@
 Interactive requests come at random, so many a second, as users' do; and then one after the other, as fast as one client
 can. Each is measured on the idle worker right before and right after, so that what the machine does shows.
 
-Where an engine computes batches, a short request waits for one short bulk batch at most. Where it does one thing at a
-time and cannot be interrupted (a document, an answer of a model with one slot), it waits for one bulk request at most:
-that is then the promise, in place of a multiple of the idle latency.
+Where an engine computes batches, a short request waits for one short bulk batch at most, and for a document a process
+is kept free. Where the engine does one thing at a time and cannot be interrupted (an answer of a model with one slot),
+it waits for one bulk request at most: that is then the promise, in place of a multiple of the idle latency.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Mixture:
         rate: interactive requests a second, where they come at random.
         bulk_share: how much of its pace alone the bulk job keeps beside them.
         bulk_share_singly: the same beside interactive requests that come one after the other.
-        interruptible: whether the worker can take other work between two parts of a bulk request.
+        interruptible: whether the worker can take other work beside a bulk request, or between two parts of it.
     """
 
     workload: Workload
@@ -88,8 +88,7 @@ MIXTURES = (
         interruptible=False,
     ),
     Mixture(
-        workload=CHUNKING, interactive=notes, bulk=documents, rate=4, bulk_share=0.6, bulk_share_singly=0.5,
-        interruptible=False,
+        workload=CHUNKING, interactive=notes, bulk=documents, rate=4, bulk_share=0.6, bulk_share_singly=0.4,
     ),
 )  # fmt: skip
 

@@ -226,8 +226,8 @@ async def test_a_refusal_comes_before_the_upload_is_read(tmp_path: Path) -> None
 
 
 async def test_interactive_beside_a_bulk_job_waits_for_nobody(tmp_path: Path) -> None:
-    """With two children a bulk job leaves one free while interactive documents come."""
-    async with stage(tmp_path, document_seconds=0.1, children=2, max_queued_documents=30) as made:
+    """A child is reserved, so that a bulk job leaves interactive documents one."""
+    async with stage(tmp_path, document_seconds=0.1, max_queued_documents=30) as made:
 
         async def bulk() -> None:
             while True:
@@ -245,7 +245,7 @@ async def test_interactive_beside_a_bulk_job_waits_for_nobody(tmp_path: Path) ->
 
 async def test_slow_bulk_uploads_leave_room(tmp_path: Path) -> None:
     """Bulk uploads that never end hold their share of the places; an interactive document is done beside them."""
-    async with stage(tmp_path, document_seconds=0.01, max_queued_documents=7) as made:
+    async with stage(tmp_path, document_seconds=0.01, max_queued_documents=6) as made:
 
         async def never() -> AsyncIterator[bytes]:
             yield b"x"
@@ -265,7 +265,8 @@ async def test_without_children_it_says_so_and_comes_back_by_itself(tmp_path: Pa
     """When the last child dies and none can be started, health says NOT_SERVING with the reason until one can."""
     async with stage(tmp_path, document_seconds=0.01) as made:
         made.may_start.clear()
-        made.children[0].kill()
+        for child in made.children:
+            child.kill()
         await made.until(serving=False)
         with pytest.raises(Unavailable):
             await made.chunk(seconds=5.0)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from gpu_services.chunking.pool import FAILED_STARTS, WITHOUT_CHILD_SECONDS, ChildPool, DocumentProcess, PoolLimits
-from gpu_services.chunking.queueing import RECENT_SECONDS
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
@@ -49,7 +48,7 @@ class _Starter:
 
 
 def _pool(starter: Callable[[], Awaitable[DocumentProcess]], clock: Clock = monotonic, **limits: int) -> ChildPool:
-    chosen = {"children": 1, "max_queued": 8, "documents_per_child": 100, **limits}
+    chosen = {"children": 1, "reserved": 0, "max_queued": 8, "documents_per_child": 100, **limits}
     return ChildPool(starter, PoolLimits(**chosen), pause=_no_pause, clock=clock)
 
 
@@ -463,14 +462,13 @@ async def test_a_pool_that_cannot_start_goes_on_trying(scripted_child: ScriptedC
     await pool.stop()
 
 
-async def test_bulk_leaves_a_child_free_while_interactive_work_is_recent(scripted_child: ScriptedChild) -> None:
-    """With two children an interactive document starts at once beside a bulk job; without any, bulk has both."""
-    clock = FakeClock()
-    pool = _pool(_Starter(scripted_child), clock, children=2)
+async def test_neither_lane_waits_for_the_other_where_a_child_is_reserved(scripted_child: ScriptedChild) -> None:
+    """Beside a bulk job an interactive document starts at once; a lane never has more than its own children."""
+    pool = _pool(_Starter(scripted_child), children=1, reserved=1)
     await pool.start()
     await _settle()
     served: list[str] = []
-    leave = {name: asyncio.Event() for name in ("bulk 1", "bulk 2", "bulk 3", "interactive")}
+    leave = {name: asyncio.Event() for name in ("bulk 1", "bulk 2", "interactive 1", "interactive 2")}
 
     async def work(name: str, lane: Priority) -> None:
         with pool.place(LATER, lane):
@@ -478,17 +476,18 @@ async def test_bulk_leaves_a_child_free_while_interactive_work_is_recent(scripte
                 served.append(name)
                 await leave[name].wait()
 
-    with pool.place(LATER, Priority.INTERACTIVE):
-        pass  # somebody was here a moment ago
-    tasks = [asyncio.create_task(work(f"bulk {number}", Priority.BULK)) for number in (1, 2, 3)]
+    tasks = [asyncio.create_task(work(name, Priority.BULK)) for name in ("bulk 1", "bulk 2")]
     await _settle()
-    tasks.append(asyncio.create_task(work("interactive", Priority.INTERACTIVE)))
+    tasks += [asyncio.create_task(work(name, Priority.INTERACTIVE)) for name in ("interactive 1", "interactive 2")]
     await _settle()
-    assert served == ["bulk 1", "interactive"]
-    clock.advance(RECENT_SECONDS)
-    leave["interactive"].set()
+    assert served == ["bulk 1", "interactive 1"]
+    assert not pool.free
+    leave["interactive 1"].set()
     await _settle()
-    assert served[2:] == ["bulk 2"]
+    assert served[2:] == ["interactive 2"]
+    leave["bulk 1"].set()
+    await _settle()
+    assert served[3:] == ["bulk 2"]
     for event in leave.values():
         event.set()
     await asyncio.gather(*tasks)
@@ -544,15 +543,12 @@ async def test_a_check_teaches_nothing_about_documents(scripted_child: ScriptedC
     await pool.stop()
 
 
-async def test_the_children_take_turns(scripted_child: ScriptedChild) -> None:
-    """The canary meets every idle child, so that none is broken unnoticed."""
-    starter = _Starter(scripted_child)
-    pool = _pool(starter, children=3)
+async def test_checks_meet_every_child_and_documents_the_same(scripted_child: ScriptedChild) -> None:
+    """No idle child is broken unnoticed; and children that share the documents do not come to their end together."""
+    pool = _pool(_Starter(scripted_child), children=3)
     await pool.start()
     await _settle()
-    met = []
-    for _ in range(3):
-        async with pool.child(LATER, Priority.BULK) as child:
-            met.append(child)
-    assert len(set(met)) == 3
+    checked = {await _use(pool, check=True) for _ in range(3)}
+    used = {await _use(pool) for _ in range(3)}
+    assert (len(checked), len(used)) == (3, 1)
     await pool.stop()

@@ -59,6 +59,7 @@ async def _worker(spool: Path, **variables: str) -> AsyncIterator[_Worker]:
         "GPU_SERVICES_SPOOL_PATH": str(spool),
         "GPU_SERVICES_DRAIN_NOTICE_SECONDS": "0",
         "GPU_SERVICES_DRAIN_GRACE_SECONDS": "30",
+        "GPU_SERVICES_RESERVED_CHILDREN": "0",
         **variables,
     }
     written = spool.parent / "worker.log"

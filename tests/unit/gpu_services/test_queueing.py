@@ -24,6 +24,7 @@ class Document:
 
     priority: Priority
     deadline: Deadline
+    arrived: float
     inside: ExitStack = field(default_factory=ExitStack)
 
     def done(self) -> bool:
@@ -34,10 +35,12 @@ class Document:
 class Simulation:
     """A queue before ``children`` in simulated time: documents come, are converted by whoever is free, and go."""
 
-    def __init__(self, *, children: int, spread: float) -> None:
+    def __init__(self, *, children: int, spread: float, reserved: int = 0) -> None:
         self.clock = FakeClock(0.0)
-        self.queue: Queue[Document] = Queue(Places(children, 64), clock=self.clock)
-        self.free = children
+        places = Places(children=children, reserved=reserved, queued=64)
+        self.queue: Queue[Document] = Queue(places, clock=self.clock)
+        self.free = places.at_once
+        self.longest_wait = dict.fromkeys(Priority, 0.0)
         self.random = random.Random(11)
         self.spread = spread
         self.ends: list[tuple[float, int, Document]] = []
@@ -65,7 +68,7 @@ class Simulation:
         self.clock.advance(at - self.clock())
 
     def _arrive(self, lane: Priority, seconds: float) -> None:
-        document = Document(lane, Deadline.after(seconds, self.clock))
+        document = Document(lane, Deadline.after(seconds, self.clock), self.clock())
         try:
             document.inside.enter_context(self.queue.place(document.deadline, lane))
         except Overloaded as error:
@@ -87,7 +90,9 @@ class Simulation:
     def _hand_out(self) -> None:
         while self.free and (document := self.queue.next()) is not None:
             self.free -= 1
-            document.inside.enter_context(self.queue.learning())
+            waited = self.clock() - document.arrived
+            self.longest_wait[document.priority] = max(self.longest_wait[document.priority], waited)
+            document.inside.enter_context(self.queue.learning(document.priority))
             takes = DOCUMENT_SECONDS * self.random.lognormvariate(0, self.spread)
             heapq.heappush(self.ends, (self.clock() + takes, id(document), document))
 
@@ -107,11 +112,26 @@ def test_ten_times_too_much_costs_no_goodput_and_nobody_who_was_let_in(children:
     assert all(simulation.refused)
 
 
-def test_both_lanes_overloaded_both_move() -> None:
-    """Interactive work has most of the children, bulk work is not starved, and what is let in is done in time."""
-    simulation = Simulation(children=4, spread=0.2)
-    simulation.run(dict.fromkeys(Priority, 20.0), 120.0, 30.0)
+@pytest.mark.parametrize(("children", "reserved"), [(1, 0), (4, 0), (1, 1), (4, 1)])
+def test_both_lanes_overloaded_both_move(children: int, reserved: int) -> None:
+    """Each lane gets its share of the children, no child is idle, and what is let in is done in time."""
+    simulation = Simulation(children=children, reserved=reserved, spread=0.2)
+    places = Places(children=children, reserved=reserved, queued=0)
+    simulation.run(dict.fromkeys(Priority, 5.0 * children), 240.0, 30.0)
     interactive, bulk = simulation.in_time[Priority.INTERACTIVE], simulation.in_time[Priority.BULK]
-    assert interactive + bulk >= 0.9 * 4 * 120
-    assert interactive > 2 * bulk > 0.2 * interactive
+    assert interactive + bulk >= 0.9 * places.at_once * 240
+    assert interactive == pytest.approx(places.share(Priority.INTERACTIVE) * 240, rel=0.15)
+    assert bulk == pytest.approx(places.share(Priority.BULK) * 240, rel=0.15)
     assert simulation.late <= 0.02 * (interactive + bulk)
+
+
+@pytest.mark.parametrize("children", [1, 4])
+def test_an_interactive_document_does_not_wait_beside_a_bulk_job(children: int) -> None:
+    """Where a child is reserved; without one it waits until a bulk document is done."""
+    waits = []
+    for reserved in (1, 0):
+        simulation = Simulation(children=children, reserved=reserved, spread=0.0)
+        simulation.run({Priority.INTERACTIVE: 0.001, Priority.BULK: 10.0 * children}, 8000.0, 30.0)
+        waits.append(simulation.longest_wait[Priority.INTERACTIVE])
+    assert waits[0] == 0.0
+    assert 0.0 < waits[1] <= DOCUMENT_SECONDS
