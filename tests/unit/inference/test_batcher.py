@@ -14,17 +14,21 @@ from hypothesis import strategies as st
 
 from inference.batcher import Batcher, BatchLimits
 from inference.testing import FakeWork, GatedRun
+from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, GpuOutOfMemory, Internal, InvalidRequest, Overloaded, Unavailable
+from mesh.testing import FakeClock
 
 LIMITS = BatchLimits(batch_tokens=16, queued_tokens=1000)
 
 
 @asynccontextmanager
-async def running(run: Callable[..., list[int]], limits: BatchLimits = LIMITS) -> AsyncIterator[Batcher[FakeWork, int]]:
-    """A started batcher, drained at the end."""
-    batcher: Batcher[FakeWork, int] = Batcher(run, limits, capability="test")
+async def running(
+    run: Callable[..., list[int]], limits: BatchLimits = LIMITS, clock: Clock = monotonic
+) -> AsyncIterator[Batcher[FakeWork, int]]:
+    """A started batcher, drained at the end. With a clock that stands still it learns no pace, and cuts no batch."""
+    batcher: Batcher[FakeWork, int] = Batcher(run, limits, capability="test", clock=clock)
     batcher.start()
     try:
         yield batcher
@@ -414,7 +418,8 @@ async def test_several_poisonous_requests_take_nobody_with_them() -> None:
 async def test_a_failing_canary_ends_the_search_for_the_request_at_fault() -> None:
     """An engine that fails everything is asked until its canary fails; then its callers may go elsewhere."""
     run = GatedRun(is_open=False, poison=range(1, 1000))
-    async with running(run, BatchLimits(batch_tokens=4 * 200, queued_tokens=10_000)) as batcher:
+    limits = BatchLimits(batch_tokens=4 * 200, queued_tokens=10_000)
+    async with running(run, limits, FakeClock()) as batcher:
         first = submit(batcher, 0)
         await entered(run)
         calls = [submit(batcher, value) for value in range(1, 200)]
@@ -428,7 +433,7 @@ async def test_a_failing_canary_ends_the_search_for_the_request_at_fault() -> No
         await asyncio.sleep(0)
         run.gate.set()
         answers = await asyncio.gather(canary, *calls, return_exceptions=True)
-        assert len(run.batches) == 3
+        assert [len(batch) for batch in run.batches] == [1, 199, 1]
         assert batcher.failures() == 2
         assert all(isinstance(each, Unavailable) and each.reason == "ENGINE_FAILING" for each in answers)
         run.gate.clear()
