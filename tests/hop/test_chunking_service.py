@@ -105,6 +105,12 @@ class Stage:
             finally:
                 call.cancel()
 
+    async def until_at_work(self) -> None:
+        """Wait until a child has been given a document."""
+        async with asyncio.timeout(12):
+            while not any(child.documents for child in self.children):
+                await asyncio.sleep(0.005)
+
     async def until(self, *, serving: bool) -> None:
         """Wait until health says so."""
         async with asyncio.timeout(12), grpc.aio.insecure_channel(self.target) as channel:
@@ -205,7 +211,7 @@ async def test_ten_times_too_much_is_refused_quickly_and_costs_no_goodput(tmp_pa
 
 async def test_a_refusal_comes_before_the_upload_is_read(tmp_path: Path) -> None:
     """Who is not let in hears so for sure, and a client that waits for the worker's word has uploaded nothing."""
-    async with stage(tmp_path, document_seconds=0.5, max_queued_documents=0) as made:
+    async with stage(tmp_path, document_seconds=2.0, max_queued_documents=0) as made:
         sent = 0
 
         async def endless() -> AsyncIterator[bytes]:
@@ -216,11 +222,11 @@ async def test_a_refusal_comes_before_the_upload_is_read(tmp_path: Path) -> None
                 await asyncio.sleep(0.01)
 
         busy = asyncio.create_task(made.chunk())
-        await asyncio.sleep(0.2)
+        await made.until_at_work()
         began = time.monotonic()
         with pytest.raises(Overloaded):
             await made.upload(endless())
-        assert time.monotonic() - began < 0.3
+        assert time.monotonic() - began < 1.0
         assert sent == 0
         await busy
 
