@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inference import machine
-from inference.engines import Engine, FloatArray, Head, checks, onnx_export
+from inference.engines import Engine, FloatArray, Head, amx, checks, onnx_export
 from inference.padding import PaddedBatch, pad
 from inference.tokenizing import TextTokenizer, TokenizedInput
 from mesh.errors import ModelUnusable
@@ -104,6 +104,10 @@ def _open_onnxruntime(job: Job, plan: EnginePlan, device: str) -> Engine:
     return OnnxRuntimeEngine(graph, job.head, device=device, threads=plan.cpu_threads)
 
 
+def _open_amx(job: Job, plan: EnginePlan, device: str) -> Engine:  # noqa: ARG001 - it runs on the CPU alone
+    return amx.AmxEngine(job.model, job.head, models_dir=plan.models_dir, threads=plan.cpu_threads)
+
+
 def _torch_in(precision: str, *, through_transformers: bool = False) -> Callable[[Job, EnginePlan, str], Engine]:
     def open_torch(job: Job, plan: EnginePlan, device: str) -> Engine:
         from inference.engines.torch import TorchEngine, TorchOptions
@@ -120,6 +124,7 @@ def _torch_in(precision: str, *, through_transformers: bool = False) -> Callable
 
 
 ENGINES: dict[str, Callable[[Job, EnginePlan, str], Engine]] = {
+    "amx-bf16": _open_amx,
     "onnxruntime": _open_onnxruntime,
     "torch-bf16": _torch_in("bfloat16"),
     "torch-fp16": _torch_in("float16"),
@@ -149,6 +154,8 @@ def open_engine(job: Job, plan: EnginePlan, report: Report, *, anew: bool = Fals
     # One process at a time: two measuring side by side would slow each other down and choose wrongly.
     with _alone(plan.models_dir):
         verdict = None if anew else remembered.read()
+        if verdict is not None and verdict.engine not in _candidates(job, plan, verdict.device):
+            verdict = None  # what it needs is no longer here
         if verdict is None:
             verdict = _judge(job, plan, report)
             remembered.write(verdict)
@@ -170,7 +177,7 @@ def _judge(job: Job, plan: EnginePlan, report: Report) -> Verdict:
     reference = _outputs(reference_engine, job, inputs)
     reference_engine.close()
     verdicts = []
-    for name in _candidates(plan, device):
+    for name in _candidates(job, plan, device):
         try:
             verdict = _measure(name, job, replace(plan, device=device), inputs, reference)
         except Exception as error:
@@ -210,10 +217,12 @@ def choose(verdicts: Sequence[Verdict], plan: EnginePlan, *, name: str) -> Verdi
     return max(faithful, key=lambda each: each.texts_per_second * (_LIGHT_BONUS if each.engine == "onnxruntime" else 1))
 
 
-def _candidates(plan: EnginePlan, device: str) -> list[str]:
+def _candidates(job: Job, plan: EnginePlan, device: str) -> list[str]:
     if plan.engine != AUTO:
         return [plan.engine]
     names = list(ENGINES)
+    if device != "cpu" or not amx.supports(job.model, plan.models_dir):
+        names.remove("amx-bf16")
     if device == "cpu":
         names.remove("torch-fp16")  # no CPU runs it faster than bfloat16
     if machine.installed("onnxruntime") is None and machine.installed("onnxruntime-gpu") is None:

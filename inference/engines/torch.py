@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from inference.engines import DeviceOutOfMemory, EngineTraits, FloatArray, Head, bert
+from inference.engines.bert_config import bert_config
 from inference.padding import PaddedBatch
 from inference.pooling import pooled
 from mesh.errors import ModelUnusable
@@ -59,8 +60,9 @@ class TorchEngine:
         self._head = head
         self._on_cpu = device.type == "cpu"
         self._model: _Model
-        if bert.supports(model) and not options.through_transformers:
-            self._model = bert.BertModel(model, head, dtype=dtype, device=device)
+        config = None if options.through_transformers else bert_config(model)
+        if config is not None:
+            self._model = bert.BertModel(model, config, head, dtype=dtype, device=device)
         else:
             self._model = _TransformersModel(load_module(model, head), dtype=dtype, device=device)
         self.traits = EngineTraits(
