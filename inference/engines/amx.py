@@ -34,7 +34,8 @@ SOURCE = CSource(
         "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma", "-mamx-tile", "-mamx-bf16",
     ),
 )  # fmt: skip
-_CPU_FLAGS = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "fma", "amx_tile", "amx_bf16"})
+CPU_FLAGS = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "fma", "amx_tile", "amx_bf16"})
+"""What /proc/cpuinfo has to list."""
 _BLOCK = 32
 """Widths are multiples of it: the engine computes 32 × 32 numbers at a time."""
 _CHUNK_TOKENS = 256
@@ -44,7 +45,7 @@ _ALIGNMENT = 64
 
 def supports(model: ResolvedModel, models_dir: Path) -> bool:
     """Whether this CPU has the instructions, the library is there or can be compiled, and the model is such a BERT."""
-    if not machine.cpu_flags() >= _CPU_FLAGS or not SOURCE.obtainable(models_dir):
+    if not machine.cpu_flags() >= CPU_FLAGS or not SOURCE.obtainable(models_dir):
         return False
     config = bert_config(model)
     return config is not None and _fits(config)

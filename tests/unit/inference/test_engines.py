@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inference import package
+from inference import machine, package
 from inference.card import ModelKind
-from inference.engines import Head, checks
+from inference.engines import Head, amx, checks
 from inference.engines.choice import ENGINES, EnginePlan, Job, _open_reference, open_engine
 from inference.loading import load
 from inference.models import DEFAULT_EMBEDDING_MODEL, ModelRequest, resolve
@@ -151,6 +151,10 @@ def test_weights_that_lack_a_tensor_are_refused(tmp_path: Path) -> None:
 
 # -- the default model ------------------------------------------------------------------------------------------------
 
+needs_amx = pytest.mark.skipif(
+    not (machine.cpu_flags() >= amx.CPU_FLAGS and amx.SOURCE.obtainable(Path("nowhere"))),
+    reason="needs a CPU with AMX and a C compiler",
+)
 needs_default_model = pytest.mark.skipif(
     package.model_directory() is None, reason="the package with the default embedding model is not installed"
 )
@@ -164,7 +168,15 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_default_model
-@pytest.mark.parametrize(("engine", "smallest"), [("torch", 0.9999), ("torch-bf16", 0.999), ("onnxruntime", 0.9999)])
+@pytest.mark.parametrize(
+    ("engine", "smallest"),
+    [
+        ("torch", 0.9999),
+        ("torch-bf16", 0.999),
+        ("onnxruntime", 0.9999),
+        pytest.param("amx-bf16", 0.999, marks=needs_amx),
+    ],
+)
 def test_the_default_model_agrees_with_sentence_transformers(models_dir: Path, engine: str, smallest: float) -> None:
     """Texts of many lengths and scripts in one batch: each vector is sentence-transformers' own, in order."""
     from sentence_transformers import SentenceTransformer
@@ -196,6 +208,26 @@ from inference.models import DEFAULT_EMBEDDING_MODEL, ModelRequest
 plan = EnginePlan(models_dir=Path({str(models_dir)!r}), engine="onnxruntime", device="cpu", threads=1)
 load(ModelRequest(name=DEFAULT_EMBEDDING_MODEL, kind=ModelKind.EMBEDDING), plan)
 assert not {{"torch", "transformers", "sentence_transformers"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[3])
+
+
+@needs_amx
+@needs_default_model
+def test_amx_serves_without_torch(models_dir: Path) -> None:
+    """Once chosen, a start with the C engine imports neither torch nor transformers, and its vectors are right."""
+    plan = EnginePlan(models_dir=models_dir, engine="amx-bf16", device="cpu", threads=1)
+    load(ModelRequest(name=DEFAULT_EMBEDDING_MODEL, kind=ModelKind.EMBEDDING), plan, report=lambda _line: None)
+    program = f"""
+import sys
+from pathlib import Path
+from inference.card import ModelKind
+from inference.engines.choice import EnginePlan
+from inference.loading import load
+from inference.models import DEFAULT_EMBEDDING_MODEL, ModelRequest
+plan = EnginePlan(models_dir=Path({str(models_dir)!r}), engine="amx-bf16", device="cpu", threads=1)
+load(ModelRequest(name=DEFAULT_EMBEDDING_MODEL, kind=ModelKind.EMBEDDING), plan)
+assert not {{"torch", "transformers", "sentence_transformers", "onnxruntime"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[3])
 
