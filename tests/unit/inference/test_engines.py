@@ -108,6 +108,19 @@ def test_padding_does_not_change_a_vector(tmp_path: Path) -> None:
         np.testing.assert_allclose(engine.run(pad([each]))[0], together[row], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("head", [Head.MEAN, Head.TOKENS])
+def test_threads_share_a_batch_and_not_its_answers(tmp_path: Path, head: Head) -> None:
+    """Three threads give what one gives, in the same order, for any number of inputs."""
+    job = job_for(small_model(tmp_path / "model", "BertModel"), head)
+    one, three = (ENGINES["torch"](job, EnginePlan(models_dir=tmp_path, threads=count), "cpu") for count in (1, 3))
+    for count in range(1, len(TEXTS) + 1):
+        batch = pad(job.tokenizer.singles(TEXTS[:count], Truncation.END).inputs)
+        expected, found = (checks.comparable(engine.run(batch), batch, head) for engine in (one, three))
+        for each, other in zip(expected, found, strict=True):
+            np.testing.assert_allclose(other, each, rtol=1e-4, atol=1e-5)
+    three.close()
+
+
 def test_the_exported_graph_has_fused_attention(tmp_path: Path) -> None:
     """The export is not merely right: its attention is one node a layer."""
     import onnx
