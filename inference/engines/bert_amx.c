@@ -137,7 +137,7 @@ INLINE void product(const bf16 *from, int rows, int inputs, const bf16 *weight, 
         for (int m = 0; m < rows; m += ROWS) {
             const bf16 *a = from + (int64_t)m * inputs, *b = weight + (int64_t)n * inputs;
             int done = 0;
-            _tile_zero(0), _tile_zero(1), _tile_zero(2), _tile_zero(3);
+            _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
             for (int step = 0; step < steps; step++) {
                 _tile_loadd(4, a + step * 32, inputs * 2);
                 _tile_loadd(6, b + step * 1024, 64);
@@ -293,7 +293,7 @@ static void attend(const bf16 *qkv, int length, int hidden, int size, bf16 *to, 
             total[row] = soften(room->scores + (int64_t)row * padded, room->shares + (int64_t)row * padded, length, scale);
         for (int d = 0; d < deep; d++) {
             float sums[16 * 32] __attribute__((aligned(64)));
-            _tile_zero(1), _tile_zero(2);
+            _tile_zero(1); _tile_zero(2);
             for (int key = 0; key < length; key += 32) {
                 const bf16 *tiles = room->paired + ((int64_t)key / 32 * deep + d) * 1024;
                 _tile_loadd(4, room->shares + key, padded * 2);
