@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 AUTO = "auto"
-_VERDICT_FORMAT = 1
+_VERDICT_FORMAT = 2
+"""Raised when an engine is added or made faster, so that what was chosen without it is chosen again."""
 _LIGHT_BONUS = 1.1
 """onnxruntime wins unless another engine is this much faster: a worker without torch starts sooner and is smaller."""
 _CPU_BUDGETS = (512, 1024, 2048)
