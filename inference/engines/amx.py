@@ -8,8 +8,9 @@ which the gateway needs for a moment delays one chunk and not every operator.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -41,6 +42,7 @@ _BLOCK = 32
 _CHUNK_TOKENS = 256
 """The values of so many tokens, 1.6 MB with 384 dimensions, and the weights in use fit a core's second-level cache."""
 _ALIGNMENT = 64
+_START_SECONDS = 10.0
 
 
 def supports(model: ResolvedModel, models_dir: Path) -> bool:
@@ -104,20 +106,22 @@ class AmxEngine:
     Raises:
         CannotCompile: there is no compiler, or it knows no AMX.
         ValueError: the model is no BERT that this engine computes, or lacks a tensor.
-        OSError: the kernel does not let this process use AMX.
+        OSError: the CPU has no AMX, or the kernel does not let this process use it.
     """
 
     def __init__(self, model: ResolvedModel, head: Head, *, models_dir: Path, threads: int) -> None:
         config = bert_config(model)
         if config is None or not _fits(config):
             raise ValueError(f"{model.name} is no BERT whose widths are multiples of {_BLOCK}")
+        if not machine.cpu_flags() >= CPU_FLAGS:
+            raise OSError("this CPU lacks " + ", ".join(sorted(CPU_FLAGS - machine.cpu_flags())))
         self._library = _Library(SOURCE.built(models_dir))
         self._head = head
         self._weights = _Weights(model, config, self._library)
-        self._rooms = [_Room(self._library, self._weights.model) for _ in range(max(1, threads))]
+        self._rooms = [_Room(self._library, self._weights) for _ in range(max(1, threads))]
         self._classifier = _Classifier(self._weights) if head is Head.LOGITS else None
         self._weights.forget_files()
-        self._helpers = ThreadPoolExecutor(len(self._rooms), thread_name_prefix="amx") if threads > 1 else None
+        self._helpers = _started(len(self._rooms) - 1) if len(self._rooms) > 1 else None
         self.traits = EngineTraits(name="amx-bf16", precision="bfloat16", device="cpu")
 
     def run(self, batch: PaddedBatch) -> FloatArray:
@@ -141,6 +145,8 @@ class AmxEngine:
     def _computed(self, batch: PaddedBatch, pool: _Pool) -> FloatArray:
         """Rows of token states, laid end to end, or one row for each input."""
         real = batch.mask.astype(bool)
+        if int(batch.lengths.min()) < 1 or not np.array_equal(real.sum(axis=1), batch.lengths):
+            raise ValueError("an input has no token, or its mask is not what its length says")
         ids = batch.ids[real]
         places = np.broadcast_to(np.arange(batch.ids.shape[1], dtype=np.int64), batch.ids.shape)[real]
         types = None if batch.type_ids is None else batch.type_ids[real]
@@ -154,6 +160,7 @@ class AmxEngine:
             chunks.texts.ctypes.data, chunks.tokens.ctypes.data, result.ctypes.data, len(chunks.texts) - 1, 0, pool,
         )  # fmt: skip
         self._work(job, chunks, longest=int(lengths.max()))
+        del ids, types, places  # the job has only their addresses: they had to live until here
         return result
 
     def _work(self, job: _Batch, chunks: _Chunks, *, longest: int) -> None:
@@ -163,13 +170,19 @@ class AmxEngine:
             room.work(job, rows=chunks.largest, longest=longest)
 
         mine, *theirs = self._rooms[: job.chunks]
-        helping = [self._helpers.submit(take_part, room) for room in theirs] if self._helpers is not None else []
+        helping: list[Future[None]] = []
         try:
+            if self._helpers is not None:
+                helping += [self._helpers.submit(take_part, room) for room in theirs]
             take_part(mine)
+        except BaseException:
+            job.next = job.chunks  # whoever begins now finds nothing left to do
+            raise
         finally:
-            # Not before they are done may the arrays that ``job`` points to go.
-            for each in helping:
-                each.result()
+            # Not before all are done may the arrays that ``job`` points to go, whatever failed.
+            wait(helping)
+        for each in helping:
+            each.result()
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,21 +231,39 @@ class _Library:
             raise OSError("the kernel does not let this process use AMX")
 
 
+def _started(threads: int) -> ThreadPoolExecutor:
+    """Threads that run already: one that could not be started later would leave its part of a batch in the queue."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="amx")
+    together = threading.Barrier(threads + 1)
+    try:
+        for _ in range(threads):
+            pool.submit(together.wait)
+        together.wait(_START_SECONDS)
+    except BaseException:
+        together.abort()
+        pool.shutdown(cancel_futures=True)
+        raise
+    return pool
+
+
 class _Room:
     """One thread's memory: as much as the largest chunk so far needed."""
 
-    def __init__(self, library: _Library, model: _Model) -> None:
-        self._library, self._model = library, model
+    def __init__(self, library: _Library, weights_of_model: _Weights) -> None:
+        self._library, self._weights = library, weights_of_model
         self._rows = self._longest = 0
         self._memory = _aligned(0, np.uint8)
 
     def work(self, job: _Batch, *, rows: int, longest: int) -> None:
         """Compute chunks of ``job`` until none is left."""
+        model = self._weights.model
         if rows > self._rows or longest > self._longest:
-            self._rows, self._longest = max(rows, self._rows, _CHUNK_TOKENS), max(longest, self._longest)
-            self._memory = _aligned(self._library.room(self._model, self._rows, self._longest), np.uint8)
-            self._memory[:] = 0
-        self._library.work(self._model, job, self._rows, self._longest, self._memory.ctypes.data)
+            rows, longest = max(rows, self._rows, _CHUNK_TOKENS), max(longest, self._longest)
+            memory = _aligned(self._library.room(model, rows, longest), np.uint8)
+            memory[:] = 0
+            # Together, and only now: sizes without their memory would have the library write beyond it.
+            self._rows, self._longest, self._memory = rows, longest, memory
+        self._library.work(model, job, self._rows, self._longest, self._memory.ctypes.data)
 
 
 class _Weights:
@@ -255,13 +286,14 @@ class _Weights:
         self._products = _aligned(config.layers * (4 * hidden * hidden + 2 * hidden * config.inner), np.uint16)
         self._used = 0
         self._kept: list[NDArray[Any]] = []
-        tables = [f"embeddings.{name}_embeddings" for name in ("word", "position", "token_type")]
-        self._rows = [len(self._tensor(f"{name}.weight")) for name in tables]
+        tables = [f"embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type")]
+        self._rows = [len(self._tensor(name)) for name in tables]
         layers = (_Layer * config.layers)(*(self._layer(f"encoder.layer.{index}") for index in range(config.layers)))
         self.model = _Model(
             config.layers, hidden, config.heads, config.inner, config.epsilon,
-            *(self._plain(f"{name}.weight") for name in tables),
-            self._plain("embeddings.LayerNorm.weight"), self._plain("embeddings.LayerNorm.bias"),
+            *(self._plain(name, shape=(rows, hidden)) for name, rows in zip(tables, self._rows, strict=True)),
+            self._plain("embeddings.LayerNorm.weight", shape=(hidden,)),
+            self._plain("embeddings.LayerNorm.bias", shape=(hidden,)),
             ctypes.addressof(layers),
         )  # fmt: skip
         self._layers = layers  # the struct holds its address alone
@@ -292,33 +324,47 @@ class _Weights:
             raise ValueError(f"the weights lack {lead}{missing[0]}")
         return np.concatenate([self._found[lead + name] for name in names]).astype(np.float32)
 
-    def _plain(self, *names: str) -> int:
-        """The address of float32 numbers."""
+    def _shaped(self, *names: str, shape: tuple[int, ...]) -> FloatArray:
+        """A tensor that has the sizes that the config says: the library computes with those."""
         tensor = self._tensor(*names)
+        if tensor.shape != shape:
+            raise ValueError(f"{names[0]} is {tensor.shape}, where the config says {shape}")
+        return tensor
+
+    def _plain(self, *names: str, shape: tuple[int, ...]) -> int:
+        """The address of float32 numbers."""
+        tensor = self._shaped(*names, shape=shape)
         kept = _aligned(tensor.size, np.float32)
         kept[:] = tensor.ravel()
         self._kept.append(kept)
         return int(kept.ctypes.data)
 
-    def _product(self, *names: str) -> int:
+    def _product(self, *names: str, outputs: int, inputs: int) -> int:
         """The address of one product's weights, whose outputs follow each other."""
-        tensor = self._tensor(*(f"{name}.weight" for name in names))
+        tensor = self._shaped(*(f"{name}.weight" for name in names), shape=(outputs, inputs))
         packed = self._products[self._used : self._used + tensor.size]
         self._used += tensor.size
-        self._library.pack(tensor.ctypes.data, *tensor.shape, packed.ctypes.data)
+        self._library.pack(tensor.ctypes.data, outputs, inputs, packed.ctypes.data)
         return int(packed.ctypes.data)
 
     def _layer(self, name: str) -> _Layer:
         projections = [f"{name}.attention.self.{each}" for each in ("query", "key", "value")]
         out, up, down = f"{name}.attention.output", f"{name}.intermediate", f"{name}.output"
+        hidden, inner = self.config.hidden, self.config.inner
         return _Layer(
-            self._plain(*(f"{each}.bias" for each in projections)), self._plain(f"{out}.dense.bias"),
-            self._plain(f"{up}.dense.bias"), self._plain(f"{down}.dense.bias"),
-            self._plain(f"{out}.LayerNorm.weight"), self._plain(f"{out}.LayerNorm.bias"),
-            self._plain(f"{down}.LayerNorm.weight"), self._plain(f"{down}.LayerNorm.bias"),
-            self._product(*projections), self._product(f"{out}.dense"),
-            self._product(f"{up}.dense"), self._product(f"{down}.dense"),
-        )  # fmt: skip
+            self._plain(*(f"{each}.bias" for each in projections), shape=(3 * hidden,)),
+            self._plain(f"{out}.dense.bias", shape=(hidden,)),
+            self._plain(f"{up}.dense.bias", shape=(inner,)),
+            self._plain(f"{down}.dense.bias", shape=(hidden,)),
+            self._plain(f"{out}.LayerNorm.weight", shape=(hidden,)),
+            self._plain(f"{out}.LayerNorm.bias", shape=(hidden,)),
+            self._plain(f"{down}.LayerNorm.weight", shape=(hidden,)),
+            self._plain(f"{down}.LayerNorm.bias", shape=(hidden,)),
+            self._product(*projections, outputs=3 * hidden, inputs=hidden),
+            self._product(f"{out}.dense", outputs=hidden, inputs=hidden),
+            self._product(f"{up}.dense", outputs=inner, inputs=hidden),
+            self._product(f"{down}.dense", outputs=hidden, inputs=inner),
+        )
 
 
 class _Classifier:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inference.models import ResolvedModel
 
+_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 _NEEDED = {"model_type": "bert", "hidden_act": "gelu"}
 
 
@@ -37,10 +38,8 @@ def bert_config(model: ResolvedModel) -> BertConfig | None:
     epsilon = config.get("layer_norm_eps", 1e-12)
     if not plain or not absolute or decodes or not isinstance(epsilon, float):
         return None
-    return BertConfig(
-        layers=int(config["num_hidden_layers"]),
-        hidden=int(config["hidden_size"]),
-        heads=int(config["num_attention_heads"]),
-        inner=int(config["intermediate_size"]),
-        epsilon=epsilon,
-    )
+    sizes = [size for name in _SIZES if isinstance(size := config.get(name), int) and size > 0]
+    if len(sizes) != len(_SIZES):
+        return None
+    layers, hidden, heads, inner = sizes
+    return BertConfig(layers=layers, hidden=hidden, heads=heads, inner=inner, epsilon=epsilon)

@@ -158,10 +158,22 @@ def open_engine(job: Job, plan: EnginePlan, report: Report, *, anew: bool = Fals
         if verdict is not None and verdict.engine not in _candidates(job, plan, verdict.device):
             verdict = None  # what it needs is no longer here
         if verdict is None:
-            verdict = _judge(job, plan, report)
+            verdict, anew = _judge(job, plan, report), True
             remembered.write(verdict)
+    try:
+        return _opened(job, plan, verdict, report), verdict
+    except Exception as error:
+        if anew:
+            raise
+        # It ran when it was chosen; what it needs has changed since.
+        log.warning("the engine of before does not open", exc_info=error, extra=fields(engine=verdict.engine))
+        report(f"{job.model.name}: {verdict.engine} does not open any more; choosing anew")
+    return open_engine(job, plan, report, anew=True)
+
+
+def _opened(job: Job, plan: EnginePlan, verdict: Verdict, report: Report) -> Engine:
     report(f"{job.model.name}: loading with {verdict.engine} on {verdict.device}")
-    return ENGINES[verdict.engine](job, plan, verdict.device), verdict
+    return ENGINES[verdict.engine](job, plan, verdict.device)
 
 
 def _judge(job: Job, plan: EnginePlan, report: Report) -> Verdict:
@@ -245,7 +257,8 @@ def _device(plan: EnginePlan) -> str:
 def _measure(
     name: str, job: Job, plan: EnginePlan, inputs: Sequence[TokenizedInput], reference: list[FloatArray]
 ) -> Verdict:
-    device = "cpu" if name == "onnxruntime" and machine.installed("onnxruntime-gpu") is None else plan.device
+    on_cpu = name == "amx-bf16" or (name == "onnxruntime" and machine.installed("onnxruntime-gpu") is None)
+    device = "cpu" if on_cpu else plan.device
     engine = ENGINES[name](job, replace(plan, threads=1), device)
     threads = plan.cpu_threads if device == "cpu" else 1
     try:

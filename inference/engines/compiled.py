@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,18 +44,23 @@ class CSource:
             CannotCompile: the message says why.
         """
         library = self.library(models_dir)
-        if library.is_file():
+        if library.is_file() and _only_ours(library):
             return library
         compiler = _compiler()
         if compiler is None:
             raise CannotCompile(f"No C compiler is installed ({', '.join(_COMPILERS)}).")
-        library.parent.mkdir(parents=True, exist_ok=True)
-        draft = library.with_suffix(f".{os.getpid()}")
+        library.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not _only_ours(library.parent):
+            raise CannotCompile(f"Others may write to {library.parent}, and could exchange what is loaded from there.")
+        handle, name = tempfile.mkstemp(dir=library.parent, prefix=library.stem)
+        os.close(handle)
+        draft = Path(name)
         command = [compiler, *_ALWAYS, *self.flags, str(self.file), "-o", str(draft), "-lm"]
         try:
             subprocess.run(  # noqa: S603 - the compiler of this machine, on a source of this package
                 command, check=True, capture_output=True, timeout=_COMPILE_SECONDS
             )
+            draft.chmod(0o755)
             draft.replace(library)
         except subprocess.CalledProcessError as error:
             reason = error.stderr.decode(errors="replace").strip()[-500:]
@@ -63,6 +70,13 @@ class CSource:
         finally:
             draft.unlink(missing_ok=True)
         return library
+
+
+def _only_ours(path: Path) -> bool:
+    """Whether nobody but this user and root may change it: what is loaded from there runs in this process."""
+    facts = path.lstat()
+    others_write = facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return facts.st_uid in {0, os.geteuid()} and not others_write and not stat.S_ISLNK(facts.st_mode)
 
 
 def _compiler() -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from inference import machine
 from inference.card import ModelKind
@@ -157,6 +160,77 @@ def test_a_model_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"encoder\.layer\.1\.output\.dense\.bias"):
         _engine(job, tmp_path)
+
+
+@needs_amx
+@pytest.mark.workers_env
+@pytest.mark.parametrize(
+    ("name", "value"), [("intermediate_size", 32), ("intermediate_size", 4096), ("hidden_size", 32)]
+)
+def test_sizes_that_are_not_the_tensors_are_refused(tmp_path: Path, name: str, value: int) -> None:
+    """The library computes with the config's sizes: other tensors would have it read and write beside them."""
+    job = _job(tmp_path / "model", Head.MEAN, _WIDTHS["one tile a head"])
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), name: value, "num_attention_heads": 1}), "utf-8")
+    with pytest.raises(ValueError, match="where the config says"):
+        _engine(job, tmp_path)
+
+
+@needs_amx
+@pytest.mark.workers_env
+def test_an_input_without_tokens_is_refused(tmp_path: Path) -> None:
+    """A tokenizer that adds no special tokens makes nothing of a space; the batch's other inputs are not at fault."""
+    engine = _engine(_job(tmp_path / "model", Head.MEAN, _WIDTHS["one tile a head"]), tmp_path)
+    mask = np.array([[0, 0], [1, 1]], dtype=np.int64)
+    batch = PaddedBatch(ids=np.full((2, 2), 5), mask=mask, type_ids=None, lengths=np.array([0, 2]))
+    with pytest.raises(ValueError, match="no token"):
+        engine.run(batch)
+
+
+@needs_amx
+@pytest.mark.workers_env
+def test_a_lack_of_memory_harms_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever thread meets it: the error comes when no thread computes any more, and the next batch is right."""
+    job = _job(tmp_path / "model", Head.MEAN, _WIDTHS["one tile a head"])
+    engine = _engine(job, tmp_path, threads=3)
+    batch = pad(job.tokenizer.singles(_TEXTS * 20, Truncation.END).inputs)
+    plenty = amx._aligned
+    for failing in (0, 1, 2):
+        asked = iter(range(100))
+
+        def scarce(count: int, dtype: type[Any], asked: Iterator[int] = asked, failing: int = failing) -> NDArray[Any]:
+            if next(asked) == failing:
+                raise MemoryError
+            return plenty(count, dtype)
+
+        engine._rooms = [amx._Room(engine._library, engine._weights) for _ in range(3)]
+        monkeypatch.setattr(amx, "_aligned", scarce)
+        with pytest.raises(MemoryError):
+            engine.run(batch)
+        monkeypatch.setattr(amx, "_aligned", plenty)
+        np.testing.assert_array_equal(engine.run(batch), _engine(job, tmp_path).run(batch))
+    engine.close()
+
+
+def test_threads_that_cannot_start_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in the middle of a batch, whose memory a thread that starts later would still use."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start"):
+        amx._started(2)
+
+
+@pytest.mark.workers_env
+@pytest.mark.parametrize("wrong", [{"num_attention_heads": 0}, {"num_hidden_layers": None}, {"intermediate_size": -32}])
+def test_an_odd_config_is_left_to_other_engines(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    """What no size can be is no reason to fail: another engine says what is wrong with it."""
+    job = _job(tmp_path / "model", Head.MEAN, _WIDTHS["one tile a head"])
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **wrong}), "utf-8")
+    assert not amx.supports(job.model, tmp_path)
 
 
 @pytest.mark.workers_env

@@ -164,6 +164,23 @@ def test_a_remembered_engine_that_went_away_is_not_opened(
     assert anew.engine != "amx-bf16"
 
 
+def test_a_remembered_engine_that_does_not_open_is_chosen_anew(
+    job: Job, opened: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ran when it was chosen may lack its compiler or its rights today: the worker starts with another."""
+    plan = replace(PLAN, models_dir=tmp_path / "models")
+    _, first = open_engine(job, plan, lambda _line: None)
+
+    def fail(job: Job, plan: EnginePlan, device: str) -> Engine:
+        raise OSError("file too short")
+
+    monkeypatch.setitem(choice.ENGINES, first.engine, fail)
+    lines: list[str] = []
+    _, second = open_engine(job, plan, lines.append)
+    assert second.engine != first.engine
+    assert any("choosing anew" in line for line in lines)
+
+
 def test_an_engine_that_fails_is_left_out(
     job: Job, opened: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

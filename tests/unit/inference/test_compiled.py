@@ -64,3 +64,16 @@ def test_without_a_compiler_the_library_is_not_obtainable(
     assert not source.obtainable(tmp_path / "models")
     with pytest.raises(CannotCompile, match="gcc"):
         source.built(tmp_path / "models")
+
+
+@needs_compiler
+def test_a_library_that_others_may_write_is_not_loaded(source: CSource, tmp_path: Path) -> None:
+    """It would run in this process: it is compiled again, and where others own the folder it is not loaded at all."""
+    library = source.built(tmp_path)
+    library.chmod(0o777)
+    library.write_bytes(b"exchanged")
+    assert ctypes.CDLL(str(source.built(tmp_path))).answer() == 42
+    library.unlink()
+    library.parent.chmod(0o777)
+    with pytest.raises(CannotCompile, match="may write"):
+        source.built(tmp_path)
