@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inference import machine
-from inference.engines import Engine, FloatArray, Head, checks, onnx_export
+from inference.engines import Engine, FloatArray, Head, amx, checks, onnx_export
 from inference.padding import PaddedBatch, pad
 from inference.tokenizing import TextTokenizer, TokenizedInput
 from mesh.errors import ModelUnusable
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 AUTO = "auto"
-_VERDICT_FORMAT = 1
+_VERDICT_FORMAT = 2
+"""Raised when an engine is added or made faster, so that what was chosen without it is chosen again."""
 _LIGHT_BONUS = 1.1
 """onnxruntime wins unless another engine is this much faster: a worker without torch starts sooner and is smaller."""
 _CPU_BUDGETS = (512, 1024, 2048)
@@ -104,6 +105,10 @@ def _open_onnxruntime(job: Job, plan: EnginePlan, device: str) -> Engine:
     return OnnxRuntimeEngine(graph, job.head, device=device, threads=plan.cpu_threads)
 
 
+def _open_amx(job: Job, plan: EnginePlan, device: str) -> Engine:  # noqa: ARG001 - it runs on the CPU alone
+    return amx.AmxEngine(job.model, job.head, models_dir=plan.models_dir, threads=plan.cpu_threads)
+
+
 def _torch_in(precision: str, *, through_transformers: bool = False) -> Callable[[Job, EnginePlan, str], Engine]:
     def open_torch(job: Job, plan: EnginePlan, device: str) -> Engine:
         from inference.engines.torch import TorchEngine, TorchOptions
@@ -120,6 +125,7 @@ def _torch_in(precision: str, *, through_transformers: bool = False) -> Callable
 
 
 ENGINES: dict[str, Callable[[Job, EnginePlan, str], Engine]] = {
+    "amx-bf16": _open_amx,
     "onnxruntime": _open_onnxruntime,
     "torch-bf16": _torch_in("bfloat16"),
     "torch-fp16": _torch_in("float16"),
@@ -149,11 +155,25 @@ def open_engine(job: Job, plan: EnginePlan, report: Report, *, anew: bool = Fals
     # One process at a time: two measuring side by side would slow each other down and choose wrongly.
     with _alone(plan.models_dir):
         verdict = None if anew else remembered.read()
+        if verdict is not None and verdict.engine not in _candidates(job, plan, verdict.device):
+            verdict = None  # what it needs is no longer here
         if verdict is None:
-            verdict = _judge(job, plan, report)
+            verdict, anew = _judge(job, plan, report), True
             remembered.write(verdict)
+    try:
+        return _opened(job, plan, verdict, report), verdict
+    except Exception as error:
+        if anew:
+            raise
+        # It ran when it was chosen; what it needs has changed since.
+        log.warning("the engine of before does not open", exc_info=error, extra=fields(engine=verdict.engine))
+        report(f"{job.model.name}: {verdict.engine} does not open any more; choosing anew")
+    return open_engine(job, plan, report, anew=True)
+
+
+def _opened(job: Job, plan: EnginePlan, verdict: Verdict, report: Report) -> Engine:
     report(f"{job.model.name}: loading with {verdict.engine} on {verdict.device}")
-    return ENGINES[verdict.engine](job, plan, verdict.device), verdict
+    return ENGINES[verdict.engine](job, plan, verdict.device)
 
 
 def _judge(job: Job, plan: EnginePlan, report: Report) -> Verdict:
@@ -170,7 +190,7 @@ def _judge(job: Job, plan: EnginePlan, report: Report) -> Verdict:
     reference = _outputs(reference_engine, job, inputs)
     reference_engine.close()
     verdicts = []
-    for name in _candidates(plan, device):
+    for name in _candidates(job, plan, device):
         try:
             verdict = _measure(name, job, replace(plan, device=device), inputs, reference)
         except Exception as error:
@@ -210,10 +230,12 @@ def choose(verdicts: Sequence[Verdict], plan: EnginePlan, *, name: str) -> Verdi
     return max(faithful, key=lambda each: each.texts_per_second * (_LIGHT_BONUS if each.engine == "onnxruntime" else 1))
 
 
-def _candidates(plan: EnginePlan, device: str) -> list[str]:
+def _candidates(job: Job, plan: EnginePlan, device: str) -> list[str]:
     if plan.engine != AUTO:
         return [plan.engine]
     names = list(ENGINES)
+    if device != "cpu" or not amx.supports(job.model, plan.models_dir):
+        names.remove("amx-bf16")
     if device == "cpu":
         names.remove("torch-fp16")  # no CPU runs it faster than bfloat16
     if machine.installed("onnxruntime") is None and machine.installed("onnxruntime-gpu") is None:
@@ -235,7 +257,8 @@ def _device(plan: EnginePlan) -> str:
 def _measure(
     name: str, job: Job, plan: EnginePlan, inputs: Sequence[TokenizedInput], reference: list[FloatArray]
 ) -> Verdict:
-    device = "cpu" if name == "onnxruntime" and machine.installed("onnxruntime-gpu") is None else plan.device
+    on_cpu = name == "amx-bf16" or (name == "onnxruntime" and machine.installed("onnxruntime-gpu") is None)
+    device = "cpu" if on_cpu else plan.device
     engine = ENGINES[name](job, replace(plan, threads=1), device)
     threads = plan.cpu_threads if device == "cpu" else 1
     try:
