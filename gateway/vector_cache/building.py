@@ -38,6 +38,5 @@ def make_store(settings: VectorCacheSettings) -> VectorStore:
         return MemoryStore(max_bytes=settings.max_bytes, ttl_seconds=settings.ttl_seconds)
     from gateway.vector_cache.redis_store import RedisStore, connect
 
-    timeout_seconds = settings.redis_timeout_seconds
-    client = connect(settings.redis_url.get_secret_value(), timeout_seconds=timeout_seconds)
-    return RedisStore(client, timeout_seconds=timeout_seconds, ttl_seconds=settings.ttl_seconds)
+    client = connect(settings.redis_url.get_secret_value())
+    return RedisStore(client, timeout_seconds=settings.redis_timeout_seconds, ttl_seconds=settings.ttl_seconds)

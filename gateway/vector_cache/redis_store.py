@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from gateway.vector_cache.metrics import VECTOR_CACHE_REDIS_ERRORS
 from mesh.clock import Clock, monotonic
-from mesh.errors import AttemptTimedOut, CircuitOpen, MeshError, Unavailable
+from mesh.errors import AttemptTimedOut, MeshError, Unavailable
 from mesh.resilience import BreakerState, CircuitBreaker, Transition
 from mesh.settings import SettingsError
 from mesh.telemetry import BREAKER_STATE, BREAKER_TRANSITIONS, fields, get_logger
@@ -26,7 +27,7 @@ _LONGEST_PAUSE_SECONDS = 30.0
 _STATE_NUMBER = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
-def connect(url: str, *, timeout_seconds: float) -> Any:
+def connect(url: str) -> Any:
     """A client of Redis that connects at its first need and repeats nothing.
 
     Raises:
@@ -44,15 +45,16 @@ def connect(url: str, *, timeout_seconds: float) -> Any:
         pool = BlockingConnectionPool.from_url(
             url,
             max_connections=_CONNECTIONS,
-            timeout=timeout_seconds,
-            socket_timeout=timeout_seconds,
-            socket_connect_timeout=timeout_seconds,
+            # One clock bounds an operation as a whole: the store's.
+            timeout=None,
+            socket_timeout=None,
+            socket_connect_timeout=None,
             retry=Retry(NoBackoff(), 0),
         )
     except ValueError as error:
         # Its words may hold the password.
         raise SettingsError("REDIS_URL cannot be read; write redis://[user:password@]host:port/number.") from error
-    return Redis(connection_pool=pool)
+    return Redis.from_pool(pool)
 
 
 class RedisStore:
@@ -75,19 +77,18 @@ class RedisStore:
 
     async def get(self, keys: Sequence[bytes]) -> Sequence[object]:
         """See VectorStore."""
-        if not keys:
-            return ()
-        found = await self._guarded("get", self._get(keys))
+        found = await self._guarded("get", lambda: self._get(keys)) if keys else []
         return [None] * len(keys) if found is None else found
 
     async def put(self, values: Mapping[bytes, bytes]) -> None:
         """See VectorStore."""
         if values:
-            await self._guarded("put", self._put(values))
+            await self._guarded("put", lambda: self._put(values))
 
     async def close(self) -> None:
         """See VectorStore."""
-        await self._guarded("close", self._client.aclose())
+        with suppress(MeshError):
+            await self._within_time(self._client.aclose())
 
     async def _get(self, keys: Sequence[bytes]) -> list[object]:
         found = await self._client.mget([_named(key) for key in keys])
@@ -102,15 +103,13 @@ class RedisStore:
             await pipeline.execute()
         return True
 
-    async def _guarded(self, operation: str, work: Awaitable[T]) -> T | None:
+    async def _guarded(self, operation: str, work: Callable[[], Awaitable[T]]) -> T | None:
         """The outcome of ``work``, or None where it failed, took too long, or is not worth trying now."""
         try:
             with self.breaker.guard():
-                return await self._within_time(work)
+                return await self._within_time(work())
         except MeshError as error:
             VECTOR_CACHE_REDIS_ERRORS.labels(operation, error.code).inc()
-            if isinstance(error, CircuitOpen) and asyncio.iscoroutine(work):
-                work.close()
             return None
 
     async def _within_time(self, work: Awaitable[T]) -> T:

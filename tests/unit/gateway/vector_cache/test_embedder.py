@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +24,10 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0)
+
+
+def _has_computed(worker: TellingEmbedder, least: int) -> bool:
+    return len(worker.computed) >= least
 
 
 def same(found: Embeddings, worker: TellingEmbedder, inputs: EmbedInputs, fingerprint: str = "fake") -> bool:
@@ -140,7 +145,7 @@ async def test_interactive_work_does_not_wait_for_bulk_work(cached: CachedEmbedd
         token = current_call.set(CallContext(priority=priority))
         tasks.append(asyncio.create_task(cached.embed(["a"])))
         current_call.reset(token)
-        await until(lambda least=least: len(worker.computed) == least)
+        await until(partial(_has_computed, worker, least))
     for _ in range(5):
         await asyncio.sleep(0)
     worker.gate.set()
