@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 
 import numpy as np
@@ -19,6 +21,7 @@ from inference.tokenizing import Tokenized, TokenizedInput, Truncation
 from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.errors import InvalidRequest, WrongState
+from mesh.version import VERSION
 
 
 class InputType(Enum):
@@ -47,6 +50,25 @@ class EmbeddingRequest:
     input_type: InputType = InputType.UNSPECIFIED
 
 
+def fingerprint_of(loaded: LoadedModel) -> str:
+    """Equal only where equal requests get equal vectors: for replicas, restarts, and caches that outlive both.
+
+    The mesh's version is part of it, since its code between text and vector may change with it.
+    """
+    model, traits = loaded.model, loaded.engine.traits
+    facts = {
+        "mesh": VERSION,
+        "model": model.name,
+        "revision": model.revision,
+        "card": asdict(model.card),
+        "engine": loaded.verdict.engine,
+        "precision": traits.precision,
+        # Of two devices of one kind either will do.
+        "device": traits.device.partition(":")[0],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
 _CANARY = EmbeddingRequest(texts=("canary",))
 
 
@@ -57,12 +79,14 @@ class Embeddings:
     Attributes:
         vectors: float32 (inputs, dimensions), in the order of the inputs.
         tokens: what the model read, special tokens included.
+        input_tokens: the same for each input.
         characters: of the inputs before truncation.
         truncated: positions of the inputs that were cut.
     """
 
     vectors: FloatArray
     tokens: int
+    input_tokens: tuple[int, ...]
     characters: int
     truncated: tuple[int, ...]
     total_seconds: float
@@ -83,6 +107,7 @@ class Embedder:
         self, loaded: LoadedModel, limits: RunnerLimits, *, aliases: Sequence[str] = (), dimensions: Sequence[int] = ()
     ) -> None:
         self.loaded = loaded
+        self.fingerprint = fingerprint_of(loaded)
         self.matryoshka = tuple(sorted({*loaded.model.card.matryoshka_dimensions, *dimensions}, reverse=True))
         self.runner: ModelRunner[TokenizedInput, FloatArray] = ModelRunner(
             loaded, self._compute, limits, capability="embedding", aliases=(short_name(loaded.model.name), *aliases)
@@ -139,7 +164,9 @@ class Embedder:
         return Embeddings(
             vectors=vectors,
             tokens=tokenized.tokens,
-            characters=tokenized.characters,
+            input_tokens=tuple(each.tokens for each in tokenized.inputs),
+            # Of what the caller sent: the model's prefixes are not the caller's.
+            characters=sum(map(len, request.texts)),
             truncated=tokenized.truncated,
             total_seconds=time.perf_counter() - started,
             tokenization_seconds=tokenization_seconds,

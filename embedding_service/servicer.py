@@ -111,6 +111,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
                     check_texts_per_second=verdict.texts_per_second,
                     pooling=model.card.pooling.value,
                     matryoshka_dimensions=embedder.matryoshka,
+                    fingerprint=embedder.fingerprint,
                 )
             ],
             limits=pb.Limits(
@@ -128,7 +129,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         embedder.runner.require_items(len(request.texts) + len(request.token_inputs), param="input")
         found = await embedder.embed(_from_wire(request), deadline=deadline, priority=call.priority)
         readable = request.format == pb.VECTOR_FORMAT_FLOATS
-        to_wire = partial(_to_wire, found, model=embedder.loaded.model.name, readable=readable)
+        to_wire = partial(_to_wire, found, embedder, readable=readable)
         if readable and found.vectors.size > _INLINE_FLOATS:
             return await asyncio.to_thread(to_wire)
         return to_wire()
@@ -152,10 +153,10 @@ def _from_wire(request: pb.EmbedRequest) -> EmbeddingRequest:
     )
 
 
-def _to_wire(found: Embeddings, *, model: str, readable: bool) -> pb.EmbedResponse:
+def _to_wire(found: Embeddings, embedder: Embedder, *, readable: bool) -> pb.EmbedResponse:
     rows, dim = found.vectors.shape
     response = pb.EmbedResponse(
-        model=model,
+        model=embedder.loaded.model.name,
         rows=rows,
         dim=dim,
         usage=pb.Usage(tokens=found.tokens, characters=found.characters),
@@ -167,6 +168,8 @@ def _to_wire(found: Embeddings, *, model: str, readable: bool) -> pb.EmbedRespon
             batch_size=found.batch_size,
         ),
         truncated_inputs=found.truncated,
+        fingerprint=embedder.fingerprint,
+        input_tokens=found.input_tokens,
     )
     if readable:
         response.readable_vectors.extend(pb.Vector(values=row.tolist()) for row in found.vectors)

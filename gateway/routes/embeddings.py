@@ -26,7 +26,7 @@ from gateway.exchange import Exchange
 from gateway.peers import Embedder
 from gateway.settings import GatewaySettings
 from gateway.vocabulary import OpenAIVocabulary
-from mesh.clients.embedding import Embeddings, EmbedOptions, InputType, Timings, Truncation
+from mesh.clients.embedding import Embeddings, EmbedOptions, InputType, Timings, Truncation, Usage
 from mesh.errors import NotFound
 
 MODEL_EXAMPLE = "sentence-transformers/all-MiniLM-L6-v2"
@@ -108,7 +108,7 @@ class EmbeddingsRoute:
         except NotFound:
             raise await self.catalogue.unknown(body.model, Capability.EMBEDDING) from None
         exchange.timed(**timings_ms(embeddings.timings))
-        exchange.note(model=embeddings.model, inputs=len(texts), tokens=embeddings.usage.tokens)
+        exchange.note(model=embeddings.model, inputs=len(texts), **usage_notes(embeddings.usage))
         return json_answer(_document(embeddings, body.encoding_format), truncated_header(embeddings.truncated_inputs))
 
     async def _texts(self, body: EmbeddingsRequest) -> list[str]:
@@ -136,6 +136,12 @@ def timings_ms(timings: Timings) -> dict[str, float]:
     }
 
 
+def usage_notes(usage: Usage) -> dict[str, int]:
+    """What a request consumed, for its log line."""
+    kept = {} if usage.cache_hits is None else {"cache_hits": usage.cache_hits}
+    return {"tokens": usage.tokens, **kept}
+
+
 def truncated_header(positions: tuple[int, ...]) -> dict[str, str]:
     """Names the inputs that were cut, as far as a header holds them."""
     if not positions:
@@ -151,5 +157,11 @@ def _document(embeddings: Embeddings, encoding: str | None) -> dict[str, object]
         "object": "list",
         "model": embeddings.model,
         "data": [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)],
-        "usage": {"prompt_tokens": embeddings.usage.tokens, "total_tokens": embeddings.usage.tokens},
+        "usage": _usage_document(embeddings.usage),
     }
+
+
+def _usage_document(usage: Usage) -> dict[str, int]:
+    """OpenAI's figures; beside them ours, where a cache is on: their clients read what they know."""
+    document = {"prompt_tokens": usage.tokens, "total_tokens": usage.tokens}
+    return document if usage.cache_hits is None else {**document, "cache_hits": usage.cache_hits}

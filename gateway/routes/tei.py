@@ -15,7 +15,7 @@ from gateway.bodies import Texts, TokenIds, VendorBody, read_json, require_at_mo
 from gateway.exchange import Exchange
 from gateway.peers import Embedder
 from gateway.ranking import Ranker
-from gateway.routes.embeddings import timings_ms, truncated_header
+from gateway.routes.embeddings import timings_ms, truncated_header, usage_notes
 from gateway.settings import GatewaySettings
 from mesh.clients.embedding import EmbedInputs, EmbedOptions, InputType, Timings, TokenInputs, Truncation, Usage
 from mesh.clients.reranking import RerankOptions
@@ -120,7 +120,7 @@ class TeiRoutes:
         )
         deadline = exchange.deadline(self.settings.timeouts.embedding_seconds)
         embeddings = whole(await self.embedder.embed(inputs, options, deadline=deadline), count)
-        exchange.note(model=embeddings.model, inputs=count, tokens=embeddings.usage.tokens)
+        exchange.note(model=embeddings.model, inputs=count, **usage_notes(embeddings.usage))
         headers = _headers(exchange, embeddings.usage, embeddings.timings)
         return json_answer(float_rows(embeddings), {**headers, **truncated_header(embeddings.truncated_inputs)})
 

@@ -81,12 +81,17 @@ class FakeHop:
     breaker: BreakerSnapshot = _CLOSED
     ejected: bool = False
     asked_for: list[Priority] = field(default_factory=list)
+    serving_since: float = 1.0
 
     def require_room(self, priority: Priority = Priority.INTERACTIVE) -> None:
         """Raise ``refusal`` where one is set."""
         self.asked_for.append(priority)
         if self.refusal is not None:
             raise self.refusal
+
+    def servers(self) -> frozenset[tuple[str, float]]:
+        """One address, since ``serving_since``."""
+        return frozenset({("127.0.0.1:1", self.serving_since)})
 
     def status(self) -> HopStatus:
         """The hop now."""
@@ -147,6 +152,8 @@ class _Fake:
 class FakeEmbedder(_Fake):
     """A text's vector counts up from its length; ids' vector counts up from their sum."""
 
+    fingerprint: str = "fake"
+
     async def embed(
         self, inputs: EmbedInputs, options: EmbedOptions | None = None, *, deadline: Deadline | None = None
     ) -> Embeddings:
@@ -157,16 +164,18 @@ class FakeEmbedder(_Fake):
         firsts = [sum(ids) for ids in inputs.ids] if isinstance(inputs, TokenInputs) else [len(text) for text in inputs]
         dim = options.dimensions or DIMENSIONS
         values = array("f", [first + step / 8 for first in firsts for step in range(dim)])
-        usage = Usage(tokens=sum(firsts), characters=sum(firsts))
+        usage = Usage(tokens=sum(firsts), characters=0 if isinstance(inputs, TokenInputs) else sum(firsts))
         cut = tuple(position for position, first in enumerate(firsts) if first > 1000)
-        return Embeddings(EMBEDDING_MODEL, len(firsts), dim, values.tobytes(), usage, _TIMINGS, cut)
+        return Embeddings(
+            EMBEDDING_MODEL, len(firsts), dim, values.tobytes(), usage, _TIMINGS, cut, self.fingerprint, tuple(firsts)
+        )
 
     async def info(self, *, deadline: Deadline | None = None) -> EmbeddingInfo:
         """One model."""
         self.asked(deadline)
         model = EmbeddingModel(
             EMBEDDING_MODEL, ("all-MiniLM-L6-v2",), "r1", "package", DIMENSIONS, 256, "onnxruntime", "float32", "cpu",
-            1.0, 1.0, 100.0, "mean", (),
+            1.0, 1.0, 100.0, "mean", (), self.fingerprint,
         )  # fmt: skip
         return EmbeddingInfo((model,), EmbeddingLimits(2048, 100_000, 16 << 20, 100_000), "0")
 

@@ -69,10 +69,15 @@ class EmbedOptions:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a request consumed: tokens that the model read, special ones included, and characters before truncation."""
+    """What a request consumed: tokens that the model read, special ones included, and characters before truncation.
+
+    ``cache_hits`` counts the inputs whose vectors were kept from earlier requests; None where nothing keeps any. Their
+    tokens are counted like the others'.
+    """
 
     tokens: int
     characters: int
+    cache_hits: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,8 @@ class Embeddings:
         usage: what the request consumed.
         timings: where the time went.
         truncated_inputs: positions of the inputs that were cut to the model's length.
+        fingerprint: of the model that computed them, see EmbeddingModel; empty from a worker that states none.
+        input_tokens: tokens of each input; empty from a worker that counts them together only.
     """
 
     model: str
@@ -107,6 +114,8 @@ class Embeddings:
     usage: Usage
     timings: Timings
     truncated_inputs: tuple[int, ...] = ()
+    fingerprint: str = ""
+    input_tokens: tuple[int, ...] = ()
 
     @classmethod
     def from_wire(cls, reply: pb.EmbedResponse) -> Embeddings:
@@ -119,6 +128,8 @@ class Embeddings:
             usage=Usage(reply.usage.tokens, reply.usage.characters),
             timings=timings_from_wire(reply.timings),
             truncated_inputs=tuple(reply.truncated_inputs),
+            fingerprint=reply.fingerprint,
+            input_tokens=tuple(reply.input_tokens),
         )
 
     def row_bytes(self, row: int) -> memoryview:
@@ -137,7 +148,10 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingModel:
-    """A served model, with the engine that was chosen for it and how faithful that is to the float32 reference."""
+    """A served model, with the engine that was chosen for it and how faithful that is to the float32 reference.
+
+    Models with equal ``fingerprint`` give equal vectors for equal requests, up to rounding; empty where none is stated.
+    """
 
     name: str
     aliases: tuple[str, ...]
@@ -153,6 +167,7 @@ class EmbeddingModel:
     check_texts_per_second: float
     pooling: str
     matryoshka_dimensions: tuple[int, ...]
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,4 +322,5 @@ def _model_from_wire(model: pb.Model) -> EmbeddingModel:
         check_texts_per_second=model.check_texts_per_second,
         pooling=model.pooling,
         matryoshka_dimensions=tuple(model.matryoshka_dimensions),
+        fingerprint=model.fingerprint,
     )

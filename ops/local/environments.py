@@ -59,6 +59,14 @@ def mesh_environments(torch_index_url: str = "") -> tuple[Environment, ...]:
     )
 
 
+def redis_environments(environ: Mapping[str, str]) -> tuple[Environment, ...]:
+    """What the gateway's environment needs beside, where its vectors are to be kept in a Redis."""
+    if environ.get("VECTOR_CACHE_TYPE", "").strip() != "redis":
+        return ()
+    # The tests use the library always, so its version is pinned among theirs.
+    return (Environment("gateway", "test", layer="redis", packages=("redis[hiredis]",)),)
+
+
 def test_environments() -> tuple[Environment, ...]:
     """What the project's own checks need beside `mesh_environments`."""
     return (

@@ -219,3 +219,12 @@ async def test_the_event_loop_stays_free_while_a_large_readable_answer_is_built(
     assert len(reply.readable_vectors) == 10_000
     assert list(reply.readable_vectors[0].values) == list(reply.readable_vectors[2].values)
     assert list(reply.readable_vectors[0].values) != list(reply.readable_vectors[1].values)
+
+
+async def test_answers_and_info_tell_the_same_model(client: AsyncEmbeddingServiceClient) -> None:
+    """Whoever keeps vectors can tell whether the model is still the one that computed them, and what each text cost."""
+    found = await client.embed(["cat", "a " * 30])
+    (model,) = (await client.info()).models
+    assert found.fingerprint
+    assert found.fingerprint == model.fingerprint
+    assert found.input_tokens == (3, 16)

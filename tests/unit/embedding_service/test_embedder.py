@@ -12,7 +12,8 @@ from typing import Any, overload
 import numpy as np
 import pytest
 
-from embedding_service.embedder import Embedder, EmbeddingRequest, Embeddings, InputType
+from embedding_service.embedder import Embedder, EmbeddingRequest, Embeddings, InputType, fingerprint_of
+from inference.card import Pooling
 from inference.runner import RunnerLimits
 from inference.testing import fake_loaded_model
 from inference.tokenizing import Truncation
@@ -184,3 +185,29 @@ async def test_prompts_by_input_type(tmp_path: Path) -> None:
     plain = await embed(embedder, "cat", input_type=InputType.DOCUMENT)
     np.testing.assert_array_equal(plain.vectors, (await embed(embedder, "cat")).vectors)
     await embedder.stop()
+
+
+async def test_every_input_has_its_count_of_tokens(embedder: Embedder) -> None:
+    """Special tokens included, cut inputs as cut; characters are the caller's own."""
+    found = await embed(embedder, "cat", "cat sat", "a " * 40)
+    assert found.input_tokens == (3, 4, 16)
+    assert found.tokens == sum(found.input_tokens)
+    assert found.characters == len("cat" + "cat sat" + "a " * 40)
+
+
+def test_a_fingerprint_is_of_whatever_decides_a_vector(tmp_path: Path) -> None:
+    """The same for the same model, wherever its files lie; another for each fact that changes vectors."""
+    loaded = fake_loaded_model(tmp_path / "one")
+    model, card = loaded.model, loaded.model.card
+    again = fake_loaded_model(tmp_path / "two")
+    assert fingerprint_of(again) == fingerprint_of(loaded)
+    changed = [
+        replace(loaded, model=replace(model, revision="another")),
+        replace(loaded, model=replace(model, name="another/name")),
+        replace(loaded, model=replace(model, card=replace(card, max_input_tokens=8))),
+        replace(loaded, model=replace(model, card=replace(card, prompts={"query": "query: "}))),
+        replace(loaded, model=replace(model, card=replace(card, pooling=Pooling.CLS))),
+        replace(loaded, verdict=replace(loaded.verdict, engine="another")),
+    ]
+    prints = {fingerprint_of(loaded), *map(fingerprint_of, changed)}
+    assert len(prints) == len(changed) + 1

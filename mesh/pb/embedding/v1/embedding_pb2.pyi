@@ -63,7 +63,7 @@ class EmbedRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., token_inputs: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ..., dimensions: _Optional[int] = ..., normalize: _Optional[bool] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., format: _Optional[_Union[VectorFormat, str]] = ..., input_type: _Optional[_Union[InputType, str]] = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
-    __slots__ = ("model", "rows", "dim", "vectors", "readable_vectors", "usage", "timings", "truncated_inputs")
+    __slots__ = ("model", "rows", "dim", "vectors", "readable_vectors", "usage", "timings", "truncated_inputs", "fingerprint", "input_tokens")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     DIM_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +72,8 @@ class EmbedResponse(_message.Message):
     USAGE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     TRUNCATED_INPUTS_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     model: str
     rows: int
     dim: int
@@ -80,7 +82,9 @@ class EmbedResponse(_message.Message):
     usage: Usage
     timings: Timings
     truncated_inputs: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, model: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., vectors: _Optional[bytes] = ..., readable_vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., truncated_inputs: _Optional[_Iterable[int]] = ...) -> None: ...
+    fingerprint: str
+    input_tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., vectors: _Optional[bytes] = ..., readable_vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., truncated_inputs: _Optional[_Iterable[int]] = ..., fingerprint: _Optional[str] = ..., input_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Vector(_message.Message):
     __slots__ = ("values",)
@@ -139,7 +143,7 @@ class InfoResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "aliases", "revision", "source", "dimensions", "max_input_tokens", "engine", "precision", "device", "fidelity_min_cosine", "fidelity_mean_cosine", "check_texts_per_second", "pooling", "matryoshka_dimensions")
+    __slots__ = ("name", "aliases", "revision", "source", "dimensions", "max_input_tokens", "engine", "precision", "device", "fidelity_min_cosine", "fidelity_mean_cosine", "check_texts_per_second", "pooling", "matryoshka_dimensions", "fingerprint")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +158,7 @@ class Model(_message.Message):
     CHECK_TEXTS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     POOLING_FIELD_NUMBER: _ClassVar[int]
     MATRYOSHKA_DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     name: str
     aliases: _containers.RepeatedScalarFieldContainer[str]
     revision: str
@@ -168,7 +173,8 @@ class Model(_message.Message):
     check_texts_per_second: float
     pooling: str
     matryoshka_dimensions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., revision: _Optional[str] = ..., source: _Optional[str] = ..., dimensions: _Optional[int] = ..., max_input_tokens: _Optional[int] = ..., engine: _Optional[str] = ..., precision: _Optional[str] = ..., device: _Optional[str] = ..., fidelity_min_cosine: _Optional[float] = ..., fidelity_mean_cosine: _Optional[float] = ..., check_texts_per_second: _Optional[float] = ..., pooling: _Optional[str] = ..., matryoshka_dimensions: _Optional[_Iterable[int]] = ...) -> None: ...
+    fingerprint: str
+    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., revision: _Optional[str] = ..., source: _Optional[str] = ..., dimensions: _Optional[int] = ..., max_input_tokens: _Optional[int] = ..., engine: _Optional[str] = ..., precision: _Optional[str] = ..., device: _Optional[str] = ..., fidelity_min_cosine: _Optional[float] = ..., fidelity_mean_cosine: _Optional[float] = ..., check_texts_per_second: _Optional[float] = ..., pooling: _Optional[str] = ..., matryoshka_dimensions: _Optional[_Iterable[int]] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_inputs_per_request", "max_tokens_per_request", "max_request_bytes", "max_queued_tokens")
