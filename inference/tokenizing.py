@@ -123,8 +123,18 @@ class TextTokenizer:
                 reason="MODEL_TOKENIZER_MISSING",
             ) from error
 
+    def count(self, text: str) -> int:
+        """How many tokens a text has, without special ones."""
+        return len(self._encode([text])[0])
+
     def singles(
-        self, texts: Sequence[str], truncation: Truncation, *, param: str = "input", max_tokens: int | None = None
+        self,
+        texts: Sequence[str],
+        truncation: Truncation,
+        *,
+        param: str = "input",
+        max_tokens: int | None = None,
+        prompt: str = "",
     ) -> Tokenized:
         """Tokenize independent texts.
 
@@ -133,11 +143,14 @@ class TextTokenizer:
             truncation: what to do with long ones.
             param: the caller's name of the list, for messages.
             max_tokens: a tighter limit than the model's, special tokens included.
+            prompt: what each of the texts begins with; it is never cut off, whichever end is.
 
         Raises:
             InvalidRequest: an input is too long and ``truncation`` refuses.
         """
-        return self._framed(self._encode(texts), truncation, param, _characters(texts), max_tokens)
+        kept = self.count(prompt) if prompt and truncation is Truncation.START else 0
+        characters = _characters(texts) - len(prompt) * len(texts)
+        return self._framed(self._encode(texts), truncation, param, characters, max_tokens, kept=kept)
 
     def token_inputs(
         self, inputs: Sequence[Sequence[int]], truncation: Truncation, *, param: str = "input"
@@ -206,6 +219,8 @@ class TextTokenizer:
         param: str,
         characters: int,
         max_tokens: int | None,
+        *,
+        kept: int = 0,
     ) -> Tokenized:
         limit = min(self.max_tokens, max_tokens or self.max_tokens)
         room = max(1, limit - self._frame.size)
@@ -216,7 +231,7 @@ class TextTokenizer:
             if len(ids) > room:
                 _refuse_if_asked(truncation, param, position, len(ids) + self._frame.size, limit)
                 truncated.append(position)
-                ids = _cut(ids, room, truncation)  # noqa: PLW2901 - the cut input takes the place of the whole one
+                ids = _cut(ids, room, truncation, kept=kept)  # noqa: PLW2901 - takes the place of the whole one
             inputs.append(TokenizedInput((*before, *ids, *after)))
         return Tokenized(tuple(inputs), sum(each.tokens for each in inputs), characters, tuple(truncated))
 
@@ -238,10 +253,13 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return (room - half, half) if first > second else (half, room - half)
 
 
-def _cut(ids: Sequence[int], keep: int, truncation: Truncation) -> Sequence[int]:
+def _cut(ids: Sequence[int], keep: int, truncation: Truncation, *, kept: int = 0) -> Sequence[int]:
+    """``keep`` of the ids; where the beginning goes, the first ``kept`` of it stay."""
     if len(ids) <= keep:
         return ids
-    return ids[len(ids) - keep :] if truncation is Truncation.START else ids[:keep]
+    if truncation is not Truncation.START:
+        return ids[:keep]
+    return (*ids[:kept], *ids[len(ids) - keep + kept :]) if kept else ids[len(ids) - keep :]
 
 
 def _refuse_if_asked(truncation: Truncation, param: str, position: int, tokens: int, limit: int) -> None:
