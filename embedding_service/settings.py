@@ -20,8 +20,8 @@ class EmbeddingSettings(ModelWorkerSettings):
     )
     prompts: dict[str, str] = Field(
         {},
-        description='Prefixes by name, as JSON: {"query": "query: ", "document": "passage: "}. They stand above what the '
-        "model's files and its profile say; an empty one takes a prefix away.",
+        description='Prefixes by name, as JSON: {"query": "query: ", "document": "passage: "}. They stand above what '
+        "the model's files and its profile say; an empty one takes a prefix away.",
     )
     dimensions: list[int] = Field(
         [],

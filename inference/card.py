@@ -154,9 +154,7 @@ def _refuse_remote_code(config: Mapping[str, Any], name: str) -> None:
         )
 
 
-def _architecture(
-    config: Mapping[str, Any], name: str, kind: ModelKind, *, is_embedder: bool
-) -> tuple[str, ModelKind]:
+def _architecture(config: Mapping[str, Any], name: str, kind: ModelKind, *, is_embedder: bool) -> tuple[str, ModelKind]:
     """The architecture's name, and what the model is: of RERANKER, which of the two."""
     architecture = str((config.get("architectures") or [""])[0])
     classifies = architecture.endswith("ForSequenceClassification")

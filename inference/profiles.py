@@ -1,7 +1,7 @@
 """What is known of a model beyond its weights: its prompts, its pooling, how it is asked to rerank.
 
-Four sources, each above the one before it: the families in ``families.toml`` (what the makers publish and the files often
-leave out), the model's own files (`inference.card`), a profile file of the operator, single settings.
+Four sources, each above the one before it: the families in ``families.toml`` (what the makers publish and the files
+often leave out), the model's own files (`inference.card`), a profile file of the operator, single settings.
 """
 
 from __future__ import annotations

@@ -43,14 +43,15 @@ def prefix(card: ModelCard, input_type: InputType, prompt_name: str = "") -> str
     if not prompt_name:
         return _of_type(card, input_type)
     if input_type is not InputType.UNSPECIFIED:
-        raise InvalidRequest("State input_type or prompt_name, not both.", param="prompt_name")
+        raise InvalidRequest("State input_type or prompt_name, not both.", param="input_type")
     if prompt_name not in card.prompts:
         types = ", ".join(each.value for each in InputType if each.value)
         own = ", ".join(card.prompts) or "none"
         raise InvalidRequest(
-            f"There is no input type or prompt {prompt_name[:64]!r}. Input types: {types}. Prompts of this model: {own}.",
+            f"There is no input type or prompt {prompt_name[:64]!r}. Input types: {types}. "
+            f"Prompts of this model: {own}.",
             reason="UNKNOWN_PROMPT",
-            param="prompt_name",
+            param="input_type",
         )
     return card.prompts[prompt_name]
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from inference import machine
 from inference.engines import Engine, FloatArray, Head, checks, onnx_export
 from inference.padding import PaddedBatch, pad
+from inference.prompted import AnswerTokens
 from inference.tokenizing import TextTokenizer, TokenizedInput
 from mesh.errors import ModelUnusable
 from mesh.telemetry import fields, get_logger
@@ -88,16 +89,23 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One model to be run: what, with which tokenizer, for which output."""
+    """One model to be run: what, with which tokenizer, for which output.
+
+    Attributes:
+        answers: the tokens whose logits are the output, for a language model that reranks.
+    """
 
     model: ResolvedModel
     tokenizer: TextTokenizer
     head: Head
+    answers: AnswerTokens | None = None
 
 
 def _open_onnxruntime(job: Job, plan: EnginePlan, device: str) -> Engine:
     from inference.engines.onnxruntime import OnnxRuntimeEngine
 
+    if job.answers is not None:
+        raise ModelUnusable("onnxruntime runs no language model here.", reason="ENGINE_UNUSABLE")
     graph = onnx_export.graph_file(plan.models_dir, job.model, job.head)
     if not graph.is_file():
         onnx_export.export(job.model, job.head, graph)
@@ -114,6 +122,10 @@ def _torch_in(precision: str, *, through_transformers: bool = False) -> Callable
             threads=plan.cpu_threads,
             through_transformers=through_transformers,
         )
+        if job.answers is not None:
+            from inference.engines.generative import GenerativeEngine
+
+            return GenerativeEngine(job.model, job.answers, options)
         return TorchEngine(job.model, job.head, options)
 
     return open_torch
