@@ -15,7 +15,7 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
 def write_chat_tokenizer(path: Path, *texts: str) -> Tokenizer:
-    """A byte-level ``tokenizer.json`` with Qwen's special tokens, in which "yes" and "no" are whole; learnt of texts."""
+    """A byte-level ``tokenizer.json`` with Qwen's special tokens, in which "yes" and "no" are whole."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 AUTO = "auto"
-_VERDICT_FORMAT = 1
+_VERDICT_FORMAT = 2
 _LIGHT_BONUS = 1.1
 """onnxruntime wins unless another engine is this much faster: a worker without torch starts sooner and is smaller."""
 _CPU_BUDGETS = (512, 1024, 2048)
@@ -72,7 +72,7 @@ class Verdict:
     Attributes:
         engine: one of ENGINES.
         device: ``cpu`` or ``cuda:0``.
-        min_cosine, mean_cosine: to the float32 reference.
+        min_cosine, mean_cosine: to the float32 reference; of scores that are logits, see checks.score_agreement.
         texts_per_second, tokens_per_second: on texts of 5 to 25 words, in batches of ``batch_tokens``. On CPU they are
             measured with one thread and multiplied by the threads in use.
         batch_tokens: the batch budget at which it was fastest.
@@ -251,7 +251,8 @@ def _measure(
     engine = ENGINES[name](job, replace(plan, threads=1), device)
     threads = plan.cpu_threads if device == "cpu" else 1
     try:
-        low, mean = checks.agreement(reference, _outputs(engine, job, inputs))
+        agreement = checks.score_agreement if job.head is Head.LOGITS else checks.agreement
+        low, mean = agreement(reference, _outputs(engine, job, inputs))
         timed = checks.timed_inputs(job.tokenizer, job.head)
         budget, seconds = _fastest_budget(engine, job, timed, _CPU_BUDGETS if device == "cpu" else _CUDA_BUDGETS)
     finally:

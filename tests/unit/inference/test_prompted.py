@@ -67,9 +67,7 @@ def test_the_pair_is_read_as_published(library: Any, query: str, document: str) 
     spare=st.integers(16, 120),
     truncation=st.sampled_from([Truncation.END, Truncation.START]),
 )
-def test_the_template_is_never_cut(
-    library: Any, query: str, document: str, spare: int, truncation: Truncation
-) -> None:
+def test_the_template_is_never_cut(library: Any, query: str, document: str, spare: int, truncation: Truncation) -> None:
     """However long query and document are, the model reads no more than it can, and all of the prompt's frame."""
     prefix, body, suffix = (ids(library, piece) for piece in QWEN.template)
     limit = len(prefix) + len(body) + len(ids(library, QWEN.instruction)) + len(suffix) + spare

@@ -159,7 +159,6 @@ async def test_cross_encoders_rank_as_sentence_transformers(
     found, _, _ = await scores(settings, documents=many_documents())
     theirs = CrossEncoder(str(cross_encoder), device="cpu").predict([(QUERY, each) for each in many_documents()])
     assert all(0 <= score <= 1 for score in found)
-    print(np.abs(np.array(found)-theirs).max(), np.ptp(theirs))
     assert_same_order(found, theirs.tolist())
 
 
