@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def test_a_decoder_that_says_how_it_pools_is_an_embedder(tmp_path: Path) -> None
 
 
 def test_prompts_by_the_names_that_models_use(tmp_path: Path) -> None:
-    """ "passage" is a document's prompt, "retrieval.query" a query's; any other goes by its own name."""
+    """A document's prompt may be called passage, a query's retrieval.query; any other goes by its own name."""
     path = write_model(tmp_path / "mine")
     own = {"passage": "p: ", "retrieval.query": "q: ", "STS": "s: ", "s2p": "x: "}
     write_json(path / "config_sentence_transformers.json", {"prompts": own, "default_prompt_name": "s2p"})
@@ -220,3 +221,15 @@ def test_how_a_language_model_is_asked(tmp_path: Path) -> None:
     with pytest.raises(ModelUnusable, match="RERANKING_MODEL_PROFILE") as refused:
         reranking_profile("owner/llama", Overrides(), setting="RERANKING_MODEL_PROFILE")
     assert refused.value.reason == "PROFILE_MISSING"
+
+
+def test_the_documented_profiles_are_profiles(tmp_path: Path) -> None:
+    """What docs/models.md shows can be copied as it is."""
+    text = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
+    shown = [textwrap.dedent(block.partition("```")[0]) for block in text.split("```toml\n")[1:]]
+    (tmp_path / "both.toml").write_text("\n".join(shown), encoding="utf-8")
+    found = read_profile(tmp_path / "both.toml")
+    assert found.embedding is not None
+    assert found.embedding.prompts["query"] == "query: "
+    assert found.reranking is not None
+    assert found.reranking.scores
