@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from enum import Enum
 
 import numpy as np
 
@@ -16,20 +15,13 @@ from inference.engines import FloatArray
 from inference.loading import LoadedModel
 from inference.padding import pad
 from inference.pooling import normalized
+from inference.prompts import InputType, prefix
 from inference.runner import ModelRunner, RunnerLimits, TextSize, short_name
 from inference.tokenizing import Tokenized, TokenizedInput, Truncation
 from mesh.context import Priority
 from mesh.deadline import Deadline
-from mesh.errors import InvalidRequest, WrongState
+from mesh.errors import InvalidRequest, ModelUnusable, WrongState
 from mesh.version import VERSION
-
-
-class InputType(Enum):
-    """What an input is for; a model with prompts encodes the two differently."""
-
-    UNSPECIFIED = ""
-    QUERY = "query"
-    DOCUMENT = "document"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,16 +30,19 @@ class EmbeddingRequest:
 
     Attributes:
         dimensions: cut to this many and normalise again; None keeps all.
-        normalize: scale each vector to length 1.
+        normalize: scale each vector to length 1; None does as the model's profile says.
+        input_type: what the inputs are for.
+        prompt_name: one of the model's own prompts, instead of a type.
     """
 
     texts: Sequence[str] = ()
     token_inputs: Sequence[Sequence[int]] = ()
     model: str = ""
     dimensions: int | None = None
-    normalize: bool = True
+    normalize: bool | None = None
     truncation: Truncation = Truncation.END
     input_type: InputType = InputType.UNSPECIFIED
+    prompt_name: str = ""
 
 
 def fingerprint_of(loaded: LoadedModel) -> str:
@@ -107,6 +102,7 @@ class Embedder:
         self, loaded: LoadedModel, limits: RunnerLimits, *, aliases: Sequence[str] = (), dimensions: Sequence[int] = ()
     ) -> None:
         self.loaded = loaded
+        _require_room_after_prompts(loaded)
         self.fingerprint = fingerprint_of(loaded)
         self.matryoshka = tuple(sorted({*loaded.model.card.matryoshka_dimensions, *dimensions}, reverse=True))
         self.runner: ModelRunner[TokenizedInput, FloatArray] = ModelRunner(
@@ -143,7 +139,7 @@ class Embedder:
         """The vectors of ``request``'s inputs, in their order.
 
         Raises:
-            InvalidRequest: no input, an empty text, an unknown token id, or too long with Truncation.REFUSE.
+            InvalidRequest: no input, an empty text, an unknown token id or prompt, or too long with Truncation.REFUSE.
             WrongState: ``dimensions`` that this model cannot give.
             NotFound: another model is served.
             PayloadTooLarge: more inputs or tokens than the limits allow.
@@ -213,7 +209,14 @@ class Embedder:
         self, request: EmbeddingRequest, *, deadline: Deadline, priority: Priority, canary: bool
     ) -> Tokenized:
         tokenizer = self.loaded.tokenizer
+        prompt = prefix(self.loaded.model.card, request.input_type, request.prompt_name)
         if request.token_inputs:
+            if prompt and (request.prompt_name or request.input_type is not InputType.UNSPECIFIED):
+                raise InvalidRequest(
+                    "The model reads a prompt before inputs of this type, and none can be put before token ids. "
+                    "Send texts, or state no type.",
+                    param="input_type",
+                )
             specials = sum(tokenizer.specials)
             tokens = sum(min(len(ids) + specials, tokenizer.max_tokens) for ids in request.token_inputs)
             self.runner.require_tokens(tokens, param="input")
@@ -224,11 +227,10 @@ class Embedder:
                 priority=priority,
                 canary=canary,
             )
-        prompt = self.loaded.model.card.prompts.get(request.input_type.value, "")
         texts = [prompt + text for text in request.texts] if prompt else request.texts
         return await self.runner.tokenize(
             TextSize(len(texts), sum(map(len, texts))),
-            lambda: tokenizer.singles(texts, request.truncation),
+            lambda: tokenizer.singles(texts, request.truncation, prompt=prompt),
             deadline=deadline,
             priority=priority,
             canary=canary,
@@ -243,5 +245,17 @@ class Embedder:
         cut = request.dimensions is not None and request.dimensions < vectors.shape[1]
         if cut:
             vectors = vectors[:, : request.dimensions]
+        wanted = self.loaded.model.card.normalize if request.normalize is None else request.normalize
         # A cut vector is always scaled: its length means nothing.
-        return normalized(vectors) if request.normalize or cut else vectors
+        return normalized(vectors) if wanted or cut else vectors
+
+
+def _require_room_after_prompts(loaded: LoadedModel) -> None:
+    """Raise ModelUnusable where a prompt fills what the model reads: every vector would be the prompt's."""
+    for name, prompt in loaded.model.card.prompts.items():
+        if loaded.tokenizer.count(prompt) + sum(loaded.tokenizer.specials) >= loaded.tokenizer.max_tokens:
+            raise ModelUnusable(
+                f"The prompt {name!r} of {loaded.model.name} fills the {loaded.tokenizer.max_tokens} tokens that are "
+                "read. Shorten it in the profile, or raise the longest input.",
+                reason="PROFILE_INVALID",
+            )

@@ -9,8 +9,9 @@ from functools import partial
 import grpc.aio
 import numpy as np
 
-from embedding_service.embedder import Embedder, EmbeddingRequest, Embeddings, InputType
+from embedding_service.embedder import Embedder, EmbeddingRequest, Embeddings
 from inference.life import ModelLife
+from inference.prompts import InputType
 from inference.tokenizing import Truncation
 from mesh.context import CallContext
 from mesh.deadline import Deadline
@@ -37,6 +38,9 @@ _INPUT_TYPE = {
     pb.INPUT_TYPE_UNSPECIFIED: InputType.UNSPECIFIED,
     pb.INPUT_TYPE_QUERY: InputType.QUERY,
     pb.INPUT_TYPE_DOCUMENT: InputType.DOCUMENT,
+    pb.INPUT_TYPE_CLASSIFICATION: InputType.CLASSIFICATION,
+    pb.INPUT_TYPE_CLUSTERING: InputType.CLUSTERING,
+    pb.INPUT_TYPE_SIMILARITY: InputType.SIMILARITY,
 }
 
 
@@ -112,6 +116,12 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
                     pooling=model.card.pooling.value,
                     matryoshka_dimensions=embedder.matryoshka,
                     fingerprint=embedder.fingerprint,
+                    profile=pb.Profile(
+                        source=model.card.profile,
+                        prompts=model.card.prompts,
+                        default_prompt=model.card.default_prompt,
+                        normalize=model.card.normalize,
+                    ),
                 )
             ],
             limits=pb.Limits(
@@ -140,16 +150,20 @@ def _from_wire(request: pb.EmbedRequest) -> EmbeddingRequest:
     if truncation is None:
         raise InvalidRequest(f"truncation has no value {request.truncation}.", param="truncation")
     if input_type is None:
-        raise InvalidRequest(f"input_type has no value {request.input_type}.", param="input_type")
+        raise InvalidRequest(
+            f"input_type has no value {request.input_type}. There are: {', '.join(pb.InputType.keys())}.",
+            param="input_type",
+        )
     return EmbeddingRequest(
         texts=tuple(request.texts),
         # Not copied here: of 16 million ids the model may read 512, and copying takes a while.
         token_inputs=tuple(each.ids for each in request.token_inputs),
         model=request.model,
         dimensions=request.dimensions if request.HasField("dimensions") else None,
-        normalize=request.normalize if request.HasField("normalize") else True,
+        normalize=request.normalize if request.HasField("normalize") else None,
         truncation=truncation,
         input_type=input_type,
+        prompt_name=request.prompt_name,
     )
 
 

@@ -20,6 +20,9 @@ class ModelWorkerSettings(WorkerSettings):
     model_sha256: str = Field("", description="Expected sha256 of the weights; empty checks the default model only.")
     served_model_name: str = Field("", description="Name that clients use; empty means the hub's or the directory's.")
     model_aliases: Names = Field((), description="Further names that clients may use, separated by commas.")
+    model_profile: Path | None = Field(
+        None, description="A TOML or JSON file that states how the model is used: docs/models.md shows what it holds."
+    )
     models_dir: Path | None = Field(
         None,
         description="Where graphs and engine choices are kept; unset means $MESH_MODELS, or $MESH_HOME/models.",

@@ -23,18 +23,19 @@ from gateway.bodies import (
 )
 from gateway.catalogue import Capability, Catalogue
 from gateway.exchange import Exchange
+from gateway.input_types import LONGEST_NAME, with_input_type
 from gateway.peers import Embedder
 from gateway.settings import GatewaySettings
 from gateway.vocabulary import OpenAIVocabulary
-from mesh.clients.embedding import Embeddings, EmbedOptions, InputType, Timings, Truncation, Usage
-from mesh.errors import NotFound
+from mesh.clients.embedding import Embeddings, EmbedOptions, Timings, Truncation, Usage
+from mesh.errors import InvalidRequest, NotFound
 
 MODEL_EXAMPLE = "sentence-transformers/all-MiniLM-L6-v2"
 TRUNCATED_HEADER = "x-truncated-inputs"
 
 
 class EmbeddingsRequest(VendorBody):
-    """OpenAI's request; ``truncate`` and ``input_type`` are NVIDIA NIM's additions."""
+    """OpenAI's request; ``truncate`` and ``input_type`` are NVIDIA NIM's additions, ``task`` is Jina's."""
 
     input: Annotated[
         str | Texts | TokenIds | TokenLists,
@@ -49,11 +50,15 @@ class EmbeddingsRequest(VendorBody):
     truncate: Literal["END", "START", "NONE"] | None = Field(
         None, description="what to do with over-long inputs: END (the default) keeps the beginning, NONE refuses"
     )
-    input_type: Literal["query", "passage", "document"] | None = Field(None, description="query, passage or document")
+    input_type: Annotated[str, Field(max_length=LONGEST_NAME)] | None = Field(
+        None,
+        description="query, document, classification, clustering or similarity, as any vendor writes it, or the name "
+        "of one of the model's own prompts",
+    )
+    task: Annotated[str, Field(max_length=LONGEST_NAME)] | None = Field(None, description="Jina's name for input_type")
 
 
 _TRUNCATION = {"END": Truncation.END, "START": Truncation.START, "NONE": Truncation.REFUSE}
-_INPUT_TYPE = {"query": InputType.QUERY, "passage": InputType.DOCUMENT, "document": InputType.DOCUMENT}
 
 OPERATION = Operation(
     method="POST",
@@ -100,8 +105,10 @@ class EmbeddingsRoute:
             model=self.catalogue.resolve(body.model),
             dimensions=body.dimensions,
             truncation=_TRUNCATION[body.truncate or "END"],
-            input_type=_INPUT_TYPE[body.input_type] if body.input_type else InputType.UNSPECIFIED,
         )
+        if body.input_type and body.task:
+            raise InvalidRequest("State input_type or task, not both.", param="task")
+        options = with_input_type(options, body.input_type or body.task)
         deadline = exchange.deadline(self.settings.timeouts.embedding_seconds)
         try:
             embeddings = whole(await self.embedder.embed(texts, options, deadline=deadline), len(texts))

@@ -58,13 +58,15 @@ from mesh.clients.reranking import RerankingInfo, RerankingLimits, RerankingMode
 from mesh.context import CallContext, Priority, current_call
 from mesh.deadline import Deadline
 from mesh.endpoint import EndpointHealth
-from mesh.errors import MeshError, NotFound
+from mesh.errors import InvalidRequest, MeshError, NotFound
 from mesh.hop import HopStatus
 from mesh.resilience import BreakerSnapshot, BreakerState
 
 EMBEDDING_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 RERANKING_MODEL = "maxsim/all-MiniLM-L6-v2"
 CHAT_MODEL = "mesh-demo"
+OWN_PROMPT = "s2p"
+"""A prompt that the embedding model has beside the usual ones."""
 DIMENSIONS = 4
 _CLOSED = BreakerSnapshot(BreakerState.CLOSED, 1.0, 0, 0.0, 0, None, "")
 _TIMINGS = Timings(total_us=3500, tokenization_us=500, queue_us=1000, inference_us=2000, batch_size=2)
@@ -161,6 +163,8 @@ class FakeEmbedder(_Fake):
         options = options or EmbedOptions()
         self.asked(deadline, inputs, options)
         self.known(options.model, {"", EMBEDDING_MODEL, "all-MiniLM-L6-v2"})
+        if options.prompt_name not in ("", OWN_PROMPT):
+            raise InvalidRequest("No such prompt.", param="input_type", reason="UNKNOWN_PROMPT")
         firsts = [sum(ids) for ids in inputs.ids] if isinstance(inputs, TokenInputs) else [len(text) for text in inputs]
         dim = options.dimensions or DIMENSIONS
         values = array("f", [first + step / 8 for first in firsts for step in range(dim)])

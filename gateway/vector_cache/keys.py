@@ -15,7 +15,7 @@ KEY_BYTES = 32
 def keys_of(fingerprint: str, inputs: EmbedInputs, options: EmbedOptions) -> list[bytes]:
     """One key per input, in their order; equal for equal inputs.
 
-    ``fingerprint`` stands for model, revision, engine, precision, pooling and prefixes (`EmbeddingModel`). The tenant
+    ``fingerprint`` stands for model, revision, engine, precision, pooling and prompts (`EmbeddingModel`). The tenant
     is part of a key because a hit tells that somebody sent the same text before.
     """
     call = current_call.get()
@@ -23,9 +23,10 @@ def keys_of(fingerprint: str, inputs: EmbedInputs, options: EmbedOptions) -> lis
         fingerprint,
         call.tenant if call is not None else "",
         options.dimensions,
-        options.normalize is not False,
+        options.normalize,
         options.truncation.value,
         options.input_type.value,
+        options.prompt_name,
         "ids" if isinstance(inputs, TokenInputs) else "text",
     ]
     shared = blake2b(json.dumps(decided_by).encode() + b"\n", digest_size=KEY_BYTES)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from inference import machine
 from inference.engines import Engine, FloatArray, Head, amx, checks, onnx_export
 from inference.padding import PaddedBatch, pad
+from inference.prompted import AnswerTokens
 from inference.tokenizing import TextTokenizer, TokenizedInput
 from mesh.errors import ModelUnusable
 from mesh.telemetry import fields, get_logger
@@ -72,7 +73,7 @@ class Verdict:
     Attributes:
         engine: one of ENGINES.
         device: ``cpu`` or ``cuda:0``.
-        min_cosine, mean_cosine: to the float32 reference.
+        min_cosine, mean_cosine: to the float32 reference; of scores that are logits, see checks.score_agreement.
         texts_per_second, tokens_per_second: on texts of 5 to 25 words, in batches of ``batch_tokens``. On CPU they are
             measured with one thread and multiplied by the threads in use.
         batch_tokens: the batch budget at which it was fastest.
@@ -89,11 +90,16 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One model to be run: what, with which tokenizer, for which output."""
+    """One model to be run: what, with which tokenizer, for which output.
+
+    Attributes:
+        answers: the tokens whose logits are the output, for a language model that reranks.
+    """
 
     model: ResolvedModel
     tokenizer: TextTokenizer
     head: Head
+    answers: AnswerTokens | None = None
 
 
 def _open_onnxruntime(job: Job, plan: EnginePlan, device: str) -> Engine:
@@ -119,6 +125,10 @@ def _torch_in(precision: str, *, through_transformers: bool = False) -> Callable
             threads=plan.cpu_threads,
             through_transformers=through_transformers,
         )
+        if job.answers is not None:
+            from inference.engines.generative import GenerativeEngine
+
+            return GenerativeEngine(job.model, job.answers, options)
         return TorchEngine(job.model, job.head, options)
 
     return open_torch
@@ -191,6 +201,8 @@ def _judge(job: Job, plan: EnginePlan, report: Report) -> Verdict:
     reference_engine.close()
     verdicts = []
     for name in _candidates(job, plan, device):
+        if job.answers is not None and not name.startswith("torch"):
+            continue  # the others run encoders only
         try:
             verdict = _measure(name, job, replace(plan, device=device), inputs, reference)
         except Exception as error:
@@ -262,7 +274,8 @@ def _measure(
     engine = ENGINES[name](job, replace(plan, threads=1), device)
     threads = plan.cpu_threads if device == "cpu" else 1
     try:
-        low, mean = checks.agreement(reference, _outputs(engine, job, inputs))
+        agreement = checks.score_agreement if job.head is Head.LOGITS else checks.agreement
+        low, mean = agreement(reference, _outputs(engine, job, inputs))
         timed = checks.timed_inputs(job.tokenizer, job.head)
         budget, seconds = _fastest_budget(engine, job, timed, _CPU_BUDGETS if device == "cpu" else _CUDA_BUDGETS)
     finally:

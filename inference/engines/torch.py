@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
+from inference.card import ModelKind
 from inference.engines import DeviceOutOfMemory, EngineTraits, FloatArray, Head, bert
 from inference.engines.bert_config import bert_config
 from inference.padding import PaddedBatch, split
@@ -151,25 +152,29 @@ class _TransformersModel:
             return self._module(**inputs)
 
 
-def load_module(model: ResolvedModel, head: Head, attention: str = "sdpa") -> Any:
-    """The transformers module in float32, from safetensors only, never with the model's own code.
+def load_module(
+    model: ResolvedModel, head: Head, attention: str = "sdpa", *, dtype: torch.dtype = torch.float32
+) -> Any:
+    """The transformers module, from safetensors only, never with the model's own code.
 
     Raises:
         ModelUnusable: transformers cannot build it, or weights are missing.
     """
     # Before the import: its progress bar belongs into a terminal, not into a worker's log.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    from transformers import AutoModel, AutoModelForSequenceClassification
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils import logging as transformers_logging
 
     quiet: Any = transformers_logging  # its functions have no annotations
     quiet.disable_progress_bar()
     quiet.set_verbosity_error()
     factory: Any = AutoModelForSequenceClassification if head is Head.LOGITS else AutoModel
+    if model.card.kind is ModelKind.GENERATIVE:
+        factory = AutoModelForCausalLM
     try:
         module, report = factory.from_pretrained(
             model.path,
-            dtype=torch.float32,
+            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -178,7 +183,7 @@ def load_module(model: ResolvedModel, head: Head, attention: str = "sdpa") -> An
         )
     except Exception as error:
         if attention == "sdpa":
-            return load_module(model, head, attention="eager")
+            return load_module(model, head, attention="eager", dtype=dtype)
         raise ModelUnusable(
             f"transformers cannot load {model.name} ({model.card.architecture}). The worker's log has the reason; "
             "choose a model this version of transformers knows.",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,9 @@ class InputType(Enum):
     UNSPECIFIED = "unspecified"
     QUERY = "query"
     DOCUMENT = "document"
+    CLASSIFICATION = "classification"
+    CLUSTERING = "clustering"
+    SIMILARITY = "similarity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +58,10 @@ class EmbedOptions:
     Attributes:
         model: a served model's name or alias; empty means the only one.
         dimensions: cut each vector to this length and normalise it again; None keeps all.
-        normalize: scale to length 1; None means yes.
+        normalize: scale to length 1; None does as the model's profile says, which nearly always is yes.
         truncation: what to do with over-long inputs.
         input_type: what the inputs are for.
+        prompt_name: one of the model's own prompts, instead of a type.
     """
 
     model: str = ""
@@ -65,6 +69,7 @@ class EmbedOptions:
     normalize: bool | None = None
     truncation: Truncation = Truncation.END
     input_type: InputType = InputType.UNSPECIFIED
+    prompt_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +152,16 @@ class Embeddings:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingProfile:
+    """How a model is used: its prompts by name, the name of the one for inputs of no type, and where that came from."""
+
+    source: str = ""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str = ""
+    normalize: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class EmbeddingModel:
     """A served model, with the engine that was chosen for it and how faithful that is to the float32 reference.
 
@@ -168,6 +183,7 @@ class EmbeddingModel:
     pooling: str
     matryoshka_dimensions: tuple[int, ...]
     fingerprint: str = ""
+    profile: EmbeddingProfile = field(default_factory=EmbeddingProfile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +314,7 @@ def _to_wire(inputs: EmbedInputs, options: EmbedOptions | None) -> pb.EmbedReque
         normalize=options.normalize,
         truncation=f"TRUNCATION_{options.truncation.name}",
         input_type=f"INPUT_TYPE_{options.input_type.name}",
+        prompt_name=options.prompt_name,
     )
     if isinstance(inputs, TokenInputs):
         request.token_inputs.extend(pb.TokenIds(ids=ids) for ids in inputs.ids)
@@ -323,4 +340,11 @@ def _model_from_wire(model: pb.Model) -> EmbeddingModel:
         pooling=model.pooling,
         matryoshka_dimensions=tuple(model.matryoshka_dimensions),
         fingerprint=model.fingerprint,
+        profile=EmbeddingProfile(
+            source=model.profile.source,
+            prompts=dict(model.profile.prompts),
+            default_prompt=model.profile.default_prompt,
+            # A worker of an older version states no profile, and scales.
+            normalize=model.profile.normalize or not model.HasField("profile"),
+        ),
     )

@@ -81,6 +81,14 @@ def test_padding_is_not_compared() -> None:
     assert checks.agreement(*rows)[0] == pytest.approx(1.0)
 
 
+def test_scores_agree_where_no_order_changes() -> None:
+    """At 0.999 two documents that are 0.001 apart keep their places; no number agrees with nothing."""
+    reference = [np.array([score, 1 - score], dtype=np.float32) for score in (0.5, 0.9)]
+    off = [np.array([score, 1 - score], dtype=np.float32) for score in (0.5005, 0.9)]
+    assert checks.score_agreement(reference, off) == pytest.approx((0.999, 0.9995), abs=1e-6)
+    assert checks.score_agreement(reference, [np.full(2, np.nan, dtype=np.float32)] * 2)[0] == -1.0
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
     """A model for FakeEngine."""

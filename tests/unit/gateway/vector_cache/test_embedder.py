@@ -66,15 +66,17 @@ async def test_whatever_decides_a_vector_is_part_of_its_key(cached: CachedEmbedd
         EmbedOptions(),
         EmbedOptions(dimensions=2),
         EmbedOptions(normalize=False),
+        EmbedOptions(normalize=True),
         EmbedOptions(truncation=Truncation.START),
         EmbedOptions(truncation=Truncation.REFUSE),
         EmbedOptions(input_type=InputType.QUERY),
         EmbedOptions(input_type=InputType.DOCUMENT),
+        EmbedOptions(prompt_name="s2p"),
     ]
     for options in variants:
         assert (await cached.embed(["a"], options)).vectors == worker.answer(["a"], options, "fake").vectors
     assert len(worker.computed) == len(variants)
-    await cached.embed(["a"], EmbedOptions(model="all-MiniLM-L6-v2", normalize=True))
+    await cached.embed(["a"], EmbedOptions(model="all-MiniLM-L6-v2"))
     assert len(worker.computed) == len(variants)
     token = current_call.set(CallContext(tenant="another"))
     assert (await cached.embed(["a"])).usage.cache_hits == 0
