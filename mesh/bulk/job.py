@@ -202,5 +202,5 @@ async def _found(served: ServedModel, outage: Outage) -> None:
     try:
         await served.verify()
     except MeshError as error:
-        await outage.wait(error, 1, suspect=())
+        await outage.wait(error, 1)
     outage.over()

@@ -19,12 +19,15 @@ from mesh.bulk.waiting import Outage
 from mesh.clients.embedding import EmbeddingInfo, Embeddings, EmbedInputs, EmbedOptions
 from mesh.context import CallContext, Priority, current_call
 from mesh.deadline import Deadline
-from mesh.errors import AttemptTimedOut, Internal, InvalidRequest, MeshError
+from mesh.errors import AttemptTimedOut, GpuOutOfMemory, Internal, InvalidRequest, MeshError
 
 STREAM_BATCHES = 512
 """Batches of one stream."""
 STALLED_SECONDS = 300.0
 """Without an answer for so long a stream is given up: a worker that hangs is restarted long before."""
+
+ENGINE_FAILURES = 4
+"""A batch that fails the engine so often is not sent again."""
 
 _STREAM_SECONDS = 24 * 3600.0
 _AHEAD = 4
@@ -80,6 +83,8 @@ class _Lane:
     unanswered: deque[Batch] = field(default_factory=deque)
     failures: int = 0
     """In a row, without an answer in between."""
+    engine_failures: int = 0
+    """Those of them that the oldest unanswered batch may have caused."""
 
 
 class Sender:
@@ -95,6 +100,7 @@ class Sender:
         self._answered: dict[int, tuple[Batch, Embeddings | None]] = {}
         self._arrived = asyncio.Event()
         self._next = 0
+        self._is_broken = False
         self._open_lanes = 0
 
     async def send(self, batches: Iterator[Batch]) -> None:
@@ -125,12 +131,12 @@ class Sender:
             await self._deliver_next()
 
     async def _deliver_next(self) -> None:
-        while (found := self._answered.pop(self._next, None)) is not None:
+        while not self._is_broken and (found := self._answered.pop(self._next, None)) is not None:
             self._next += 1
             try:
                 await self._deliver(*found)
             except Exception:
-                self._answered.clear()  # what follows must not be kept without this one
+                self._is_broken = True  # what follows must not be kept without this one
                 raise
             self._room.release()
 
@@ -169,7 +175,8 @@ class Sender:
                     self._reject(lane, error)
                 except MeshError as error:
                     lane.failures += 1
-                    await self._course.outage.wait(error, lane.failures, suspect=lane.unanswered)
+                    self._suspect(lane, error)
+                    await self._course.outage.wait(error, lane.failures)
         finally:
             self._open_lanes -= 1
             self._arrived.set()
@@ -215,9 +222,22 @@ class Sender:
                 " numbers each were expected. Another version of it may be running."
             )
         lane.unanswered.popleft()
-        lane.failures = 0
+        lane.failures = lane.engine_failures = 0
         course.outage.over()
         self._arrive(batch, found)
+
+    @staticmethod
+    def _suspect(lane: _Lane, error: MeshError) -> None:
+        """Raise BulkFailure where the oldest batch fails the engine every time."""
+        if not isinstance(error, Internal | GpuOutOfMemory):
+            return
+        lane.engine_failures += 1
+        if lane.engine_failures >= ENGINE_FAILURES and lane.unanswered:
+            documents = lane.unanswered[0].documents
+            raise BulkFailure(
+                f"The worker failed {lane.engine_failures} times at lines {documents[0].line} to {documents[-1].line}: "
+                f"{error.message} Its log has the reason."
+            ) from error
 
     def _reject(self, lane: _Lane, error: InvalidRequest) -> None:
         """The worker refuses the oldest batch: leave the line out that it names, where that is allowed."""

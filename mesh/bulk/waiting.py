@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
-from mesh.bulk.batching import Batch
 from mesh.bulk.failures import BulkFailure, GaveUp
 from mesh.clock import Clock, monotonic
 from mesh.errors import (
@@ -14,7 +13,6 @@ from mesh.errors import (
     Cancelled,
     CircuitOpen,
     DeadlineExceeded,
-    GpuOutOfMemory,
     Internal,
     MeshError,
     ModelUnusable,
@@ -28,8 +26,6 @@ _SHORTEST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 10.0
 _BREAKER_PAUSE_SECONDS = 1.0
 """Asking an open breaker costs the worker nothing, and it closes as soon as its probe sees the worker serve."""
-_ENGINE_FAILURES = 4
-"""A batch that fails the engine so often in a row is not sent again."""
 
 
 class Outage:
@@ -67,20 +63,19 @@ class Outage:
             self._told = False
             self._tell("The worker answers again.")
 
-    async def wait(self, error: MeshError, failures: int, *, suspect: Sequence[Batch]) -> None:
+    async def wait(self, error: MeshError, failures: int) -> None:
         """Until it is worth trying again.
 
         Args:
             error: what happened.
             failures: how often in a row, on this stream.
-            suspect: what was under way on it; the first may be what makes the engine fail.
 
         Raises:
             GaveUp: no answer came for too long.
             BulkFailure: trying again is in vain.
         """
         while True:
-            _require_passing(error, failures, suspect)
+            _require_passing(error)
             waited = self._clock() - self._answered_at
             if waited > self._patience_seconds:
                 raise GaveUp(f"The worker has not answered for {waited:.0f} s: {error.message}") from error
@@ -106,11 +101,6 @@ def pause_seconds(error: MeshError, failures: int) -> float:
     return longest * random.uniform(0.75, 1.0)  # noqa: S311 - spreads the streams, and is no secret
 
 
-def _require_passing(error: MeshError, failures: int, suspect: Sequence[Batch]) -> None:
+def _require_passing(error: MeshError) -> None:
     if isinstance(error, ModelUnusable) or not isinstance(error, _PASSES):
         raise BulkFailure(f"The worker cannot do this: {error.message}") from error
-    if isinstance(error, Internal | GpuOutOfMemory) and failures >= _ENGINE_FAILURES:
-        lines = f" at lines {suspect[0].documents[0].line} to {suspect[0].documents[-1].line}" if suspect else ""
-        raise BulkFailure(
-            f"The worker failed {failures} times in a row{lines}: {error.message} Its log has the reason."
-        ) from error
