@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inference import machine
+from inference import exported, machine
 from inference.engines import Engine, FloatArray, Head, checks, onnx_export
 from inference.padding import PaddedBatch, pad
 from inference.tokenizing import TextTokenizer, TokenizedInput
@@ -49,7 +49,8 @@ class EnginePlan:
         device: ``auto``, ``cpu`` or ``cuda:0``.
         threads: of one operator on CPU; 0 means all CPUs of the process.
         min_cosine: what ``auto`` calls faithful, over the check texts.
-        models_dir: where exported graphs and verdicts are kept.
+        models_dir: where the workers' own graphs and verdicts are kept.
+        onnx_dir: where ``scripts/onnx_export.py`` put its models; None looks nowhere.
     """
 
     models_dir: Path
@@ -57,6 +58,7 @@ class EnginePlan:
     device: str = AUTO
     threads: int = 0
     min_cosine: float = 0.999
+    onnx_dir: Path | None = None
 
     @property
     def cpu_threads(self) -> int:
@@ -93,15 +95,29 @@ class Job:
     model: ResolvedModel
     tokenizer: TextTokenizer
     head: Head
+    export: exported.Export | None = None
 
 
 def _open_onnxruntime(job: Job, plan: EnginePlan, device: str) -> Engine:
     from inference.engines.onnxruntime import OnnxRuntimeEngine
 
-    graph = onnx_export.graph_file(plan.models_dir, job.model, job.head)
-    if not graph.is_file():
-        onnx_export.export(job.model, job.head, graph)
+    graph = job.export.graph(exported.FLOAT32) if job.export else None
+    if graph is None:
+        graph = onnx_export.graph_file(plan.models_dir, job.model, job.head)
+        if not graph.is_file():
+            onnx_export.export(job.model, job.head, graph)
     return OnnxRuntimeEngine(graph, job.head, device=device, threads=plan.cpu_threads)
+
+
+def _open_int8(job: Job, plan: EnginePlan, device: str) -> Engine:
+    from inference.engines.onnxruntime import OnnxRuntimeEngine
+
+    graph = job.export.graph(exported.INT8) if job.export else None
+    if graph is None:
+        raise ModelUnusable(
+            f"{job.model.name} has no int8 export. Make one: scripts/onnx_export.py --int8", reason="ENGINE_UNUSABLE"
+        )
+    return OnnxRuntimeEngine(graph, job.head, device=device, threads=plan.cpu_threads, precision=exported.INT8)
 
 
 def _torch_in(precision: str, *, through_transformers: bool = False) -> Callable[[Job, EnginePlan, str], Engine]:
@@ -121,6 +137,7 @@ def _torch_in(precision: str, *, through_transformers: bool = False) -> Callable
 
 ENGINES: dict[str, Callable[[Job, EnginePlan, str], Engine]] = {
     "onnxruntime": _open_onnxruntime,
+    "onnxruntime-int8": _open_int8,
     "torch-bf16": _torch_in("bfloat16"),
     "torch-fp16": _torch_in("float16"),
     "torch": _torch_in("float32"),
@@ -145,6 +162,7 @@ def open_engine(job: Job, plan: EnginePlan, report: Report, *, anew: bool = Fals
             f"There is no engine {plan.engine!r}. Choose {AUTO} or one of {', '.join(ENGINES)}.",
             reason="ENGINE_UNKNOWN",
         )
+    job = replace(job, export=exported.find(plan.onnx_dir, job.model, job.head, report))
     remembered = _Memory.of(job, plan)
     # One process at a time: two measuring side by side would slow each other down and choose wrongly.
     with _alone(plan.models_dir):
@@ -170,7 +188,7 @@ def _judge(job: Job, plan: EnginePlan, report: Report) -> Verdict:
     reference = _outputs(reference_engine, job, inputs)
     reference_engine.close()
     verdicts = []
-    for name in _candidates(plan, device):
+    for name in _candidates(job, plan, device):
         try:
             verdict = _measure(name, job, replace(plan, device=device), inputs, reference)
         except Exception as error:
@@ -210,14 +228,16 @@ def choose(verdicts: Sequence[Verdict], plan: EnginePlan, *, name: str) -> Verdi
     return max(faithful, key=lambda each: each.texts_per_second * (_LIGHT_BONUS if each.engine == "onnxruntime" else 1))
 
 
-def _candidates(plan: EnginePlan, device: str) -> list[str]:
+def _candidates(job: Job, plan: EnginePlan, device: str) -> list[str]:
     if plan.engine != AUTO:
         return [plan.engine]
     names = list(ENGINES)
+    if device != "cpu" or job.export is None or job.export.graph(exported.INT8) is None:
+        names.remove("onnxruntime-int8")
     if device == "cpu":
         names.remove("torch-fp16")  # no CPU runs it faster than bfloat16
     if machine.installed("onnxruntime") is None and machine.installed("onnxruntime-gpu") is None:
-        names.remove("onnxruntime")
+        names = [name for name in names if not name.startswith("onnxruntime")]
     return names
 
 
@@ -235,7 +255,7 @@ def _device(plan: EnginePlan) -> str:
 def _measure(
     name: str, job: Job, plan: EnginePlan, inputs: Sequence[TokenizedInput], reference: list[FloatArray]
 ) -> Verdict:
-    device = "cpu" if name == "onnxruntime" and machine.installed("onnxruntime-gpu") is None else plan.device
+    device = "cpu" if name.startswith("onnxruntime") and machine.installed("onnxruntime-gpu") is None else plan.device
     engine = ENGINES[name](job, replace(plan, threads=1), device)
     threads = plan.cpu_threads if device == "cpu" else 1
     try:
@@ -323,6 +343,8 @@ class _Memory:
     @classmethod
     def of(cls, job: Job, plan: EnginePlan) -> _Memory:
         wish = f"{plan.engine}-{plan.device}-{plan.cpu_threads}-{plan.min_cosine}".replace(":", "")
+        if job.export is not None:
+            wish += f"-{job.export.digest}"
         name = f"{job.model.sha256[:16]}-{job.head.value}-{wish}-{machine.fingerprint()}-v{_VERDICT_FORMAT}.json"
         return cls(plan.models_dir / "engines" / name)
 
