@@ -13,6 +13,8 @@ from mesh.clock import Clock, monotonic
 
 PART_BYTES = 32 * 1024 * 1024
 """Of vectors in one part; twice as much is held at most."""
+PART_ROWS = 65_536
+"""In one part, where vectors are short."""
 PART_SECONDS = 30.0
 """A killed run has at most about so much to do again."""
 
@@ -26,6 +28,10 @@ class _Filling:
     truncated: list[bool] = field(default_factory=list)
     vectors: list[bytes] = field(default_factory=list)
     bytes: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self.bytes >= PART_BYTES or len(self.ids) >= PART_ROWS
 
     def add(self, batch: Batch, found: Embeddings) -> None:
         cut = frozenset(found.truncated_inputs)
@@ -83,7 +89,7 @@ class PartWriter:
             )
         self._done = done
         self._progress(done)
-        if self._filling.bytes >= PART_BYTES or self._clock() - self._began >= PART_SECONDS:
+        if self._filling.is_full or self._clock() - self._began >= PART_SECONDS:
             await self._written()
             self._begin_writing()
 
