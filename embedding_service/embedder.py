@@ -58,6 +58,7 @@ def fingerprint_of(loaded: LoadedModel) -> str:
         "card": asdict(model.card),
         "engine": loaded.verdict.engine,
         "precision": traits.precision,
+        "export": traits.export,
         # Of two devices of one kind either will do.
         "device": traits.device.partition(":")[0],
     }

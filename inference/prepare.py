@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         device=options.device,
         threads=options.threads,
         min_cosine=options.min_cosine,
+        onnx_dir=options.onnx_dir,
     )
     try:
         loaded = _load(options, plan, report)
@@ -78,6 +79,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default=AUTO, help="auto, cpu or cuda:0")
     parser.add_argument("--threads", type=int, default=0, help="threads of one operator; 0 means all CPUs")
     parser.add_argument("--min-cosine", type=float, default=0.999, help="what counts as faithful to float32")
+    parser.add_argument("--onnx-dir", type=Path, default=Path("models/onnx"), help="where exported models are")
     parser.add_argument("--again", action="store_true", help="measure again, for a machine that was busy before")
     parser.add_argument("--models-dir", type=Path, default=default_models_dir(os.environ), help="where to keep it")
     return parser.parse_args(arguments)

@@ -27,10 +27,14 @@ class ModelWorkerSettings(WorkerSettings):
         None,
         description="Where graphs and engine choices are kept; unset means $MESH_MODELS, or $MESH_HOME/models.",
     )
+    onnx_dir: Path = Field(
+        Path("models/onnx"),
+        description="Where scripts/onnx_export.py put exported models; one of the same weights is a candidate.",
+    )
     engine: str = Field(
         "auto",
-        description="auto chooses the fastest faithful one; amx-bf16, onnxruntime, torch, torch-bf16 or torch-fp16 "
-        "pins it.",
+        description="auto chooses the fastest faithful one; amx-bf16, onnxruntime, onnxruntime-int8 (an export), "
+        "torch, torch-bf16 or torch-fp16 pins it.",
     )
     device: str = Field("auto", description="auto, cpu or cuda:0.")
     threads: int = Field(
@@ -82,6 +86,7 @@ class ModelWorkerSettings(WorkerSettings):
             device=self.device,
             threads=self.threads,
             min_cosine=self.min_cosine,
+            onnx_dir=self.onnx_dir,
         )
 
     @model_validator(mode="after")

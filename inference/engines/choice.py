@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inference import machine
+from inference import exported, machine
 from inference.engines import Engine, FloatArray, Head, amx, checks, onnx_export
 from inference.padding import PaddedBatch, pad
 from inference.prompted import AnswerTokens
@@ -51,7 +51,8 @@ class EnginePlan:
         device: ``auto``, ``cpu`` or ``cuda:0``.
         threads: of one operator on CPU; 0 means all CPUs of the process.
         min_cosine: what ``auto`` calls faithful, over the check texts.
-        models_dir: where exported graphs and verdicts are kept.
+        models_dir: where the workers' own graphs and verdicts are kept.
+        onnx_dir: where ``scripts/onnx_export.py`` put its models; None looks nowhere.
     """
 
     models_dir: Path
@@ -59,6 +60,7 @@ class EnginePlan:
     device: str = AUTO
     threads: int = 0
     min_cosine: float = 0.999
+    onnx_dir: Path | None = None
 
     @property
     def cpu_threads(self) -> int:
@@ -100,19 +102,33 @@ class Job:
     tokenizer: TextTokenizer
     head: Head
     answers: AnswerTokens | None = None
+    export: exported.Export | None = None
 
 
 def _open_onnxruntime(job: Job, plan: EnginePlan, device: str) -> Engine:
     from inference.engines.onnxruntime import OnnxRuntimeEngine
 
-    graph = onnx_export.graph_file(plan.models_dir, job.model, job.head)
-    if not graph.is_file():
-        onnx_export.export(job.model, job.head, graph)
+    graph = job.export.graph(exported.FLOAT32) if job.export else None
+    if graph is None:
+        graph = onnx_export.graph_file(plan.models_dir, job.model, job.head)
+        if not graph.is_file():
+            onnx_export.export(job.model, job.head, graph)
     return OnnxRuntimeEngine(graph, job.head, device=device, threads=plan.cpu_threads)
 
 
 def _open_amx(job: Job, plan: EnginePlan, device: str) -> Engine:  # noqa: ARG001 - it runs on the CPU alone
     return amx.AmxEngine(job.model, job.head, models_dir=plan.models_dir, threads=plan.cpu_threads)
+
+
+def _open_int8(job: Job, plan: EnginePlan, device: str) -> Engine:
+    from inference.engines.onnxruntime import OnnxRuntimeEngine
+
+    if job.export is None or (graph := job.export.graph(exported.INT8)) is None:
+        raise ModelUnusable(
+            f"{job.model.name} has no int8 export. Make one: scripts/onnx_export.py --int8", reason="ENGINE_UNUSABLE"
+        )
+    made_of = {"precision": exported.INT8, "export": job.export.digest}
+    return OnnxRuntimeEngine(graph, job.head, device=device, threads=plan.cpu_threads, **made_of)
 
 
 def _torch_in(precision: str, *, through_transformers: bool = False) -> Callable[[Job, EnginePlan, str], Engine]:
@@ -137,6 +153,7 @@ def _torch_in(precision: str, *, through_transformers: bool = False) -> Callable
 ENGINES: dict[str, Callable[[Job, EnginePlan, str], Engine]] = {
     "amx-bf16": _open_amx,
     "onnxruntime": _open_onnxruntime,
+    "onnxruntime-int8": _open_int8,
     "torch-bf16": _torch_in("bfloat16"),
     "torch-fp16": _torch_in("float16"),
     "torch": _torch_in("float32"),
@@ -161,6 +178,7 @@ def open_engine(job: Job, plan: EnginePlan, report: Report, *, anew: bool = Fals
             f"There is no engine {plan.engine!r}. Choose {AUTO} or one of {', '.join(ENGINES)}.",
             reason="ENGINE_UNKNOWN",
         )
+    job = replace(job, export=exported.find(plan.onnx_dir, job.model, job.head, report))
     remembered = _Memory.of(job, plan)
     # One process at a time: two measuring side by side would slow each other down and choose wrongly.
     with _alone(plan.models_dir):
@@ -248,10 +266,12 @@ def _candidates(job: Job, plan: EnginePlan, device: str) -> list[str]:
     names = list(ENGINES)
     if device != "cpu" or not amx.supports(job.model, plan.models_dir):
         names.remove("amx-bf16")
+    if device != "cpu" or job.export is None or job.export.graph(exported.INT8) is None:
+        names.remove("onnxruntime-int8")
     if device == "cpu":
         names.remove("torch-fp16")  # no CPU runs it faster than bfloat16
     if machine.installed("onnxruntime") is None and machine.installed("onnxruntime-gpu") is None:
-        names.remove("onnxruntime")
+        names = [name for name in names if not name.startswith("onnxruntime")]
     return names
 
 
@@ -269,7 +289,7 @@ def _device(plan: EnginePlan) -> str:
 def _measure(
     name: str, job: Job, plan: EnginePlan, inputs: Sequence[TokenizedInput], reference: list[FloatArray]
 ) -> Verdict:
-    on_cpu = name == "amx-bf16" or (name == "onnxruntime" and machine.installed("onnxruntime-gpu") is None)
+    on_cpu = name == "amx-bf16" or (name.startswith("onnxruntime") and machine.installed("onnxruntime-gpu") is None)
     device = "cpu" if on_cpu else plan.device
     engine = ENGINES[name](job, replace(plan, threads=1), device)
     threads = plan.cpu_threads if device == "cpu" else 1
@@ -359,6 +379,8 @@ class _Memory:
     @classmethod
     def of(cls, job: Job, plan: EnginePlan) -> _Memory:
         wish = f"{plan.engine}-{plan.device}-{plan.cpu_threads}-{plan.min_cosine}".replace(":", "")
+        if job.export is not None:
+            wish += f"-{job.export.digest}"
         name = f"{job.model.sha256[:16]}-{job.head.value}-{wish}-{machine.fingerprint()}-v{_VERDICT_FORMAT}.json"
         return cls(plan.models_dir / "engines" / name)
 

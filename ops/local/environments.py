@@ -55,7 +55,7 @@ def mesh_environments(torch_index_url: str = "") -> tuple[Environment, ...]:
     return (
         Environment("supervisor", "supervisor", packages=("supervisor",)),
         Environment("gateway", "gateway", extras=("gateway",)),
-        Environment("workers", "workers", extras=("workers",), first=(TORCH,), first_index=torch_index_url),
+        Environment("workers", "workers", extras=("workers", "bulk"), first=(TORCH,), first_index=torch_index_url),
     )
 
 
@@ -70,7 +70,7 @@ def redis_environments(environ: Mapping[str, str]) -> tuple[Environment, ...]:
 def test_environments() -> tuple[Environment, ...]:
     """What the project's own checks need beside `mesh_environments`."""
     return (
-        Environment("test", "test", extras=("gateway", "clients", "test")),
+        Environment("test", "test", extras=("gateway", "clients", "bulk", "test")),
         Environment("workers", "workers", layer="tests", packages=("pytest", "pytest-asyncio", "hypothesis")),
     )
 
