@@ -84,7 +84,9 @@ class _Trial:
         return min(checked, timed)
 
     def _open(self, graph: Path, precision: str) -> OnnxRuntimeEngine:
-        return OnnxRuntimeEngine(graph, self._head, threads=machine.cpus(), precision=precision)
+        return OnnxRuntimeEngine(
+            graph, self._head, threads=machine.cpus(), int8_export="measured" if precision == INT8 else ""
+        )
 
     def _figures(self, engine: Engine) -> _Figures:
         outputs = self._outputs(engine)

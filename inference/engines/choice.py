@@ -127,8 +127,7 @@ def _open_int8(job: Job, plan: EnginePlan, device: str) -> Engine:
         raise ModelUnusable(
             f"{job.model.name} has no int8 export. Make one: scripts/onnx_export.py --int8", reason="ENGINE_UNUSABLE"
         )
-    made_of = {"precision": exported.INT8, "export": job.export.digest}
-    return OnnxRuntimeEngine(graph, job.head, device=device, threads=plan.cpu_threads, **made_of)
+    return OnnxRuntimeEngine(graph, job.head, device=device, threads=plan.cpu_threads, int8_export=job.export.digest)
 
 
 def _torch_in(precision: str, *, through_transformers: bool = False) -> Callable[[Job, EnginePlan, str], Engine]:

@@ -18,19 +18,11 @@ class OnnxRuntimeEngine:
         head: what ``run`` returns.
         device: ``cpu`` or ``cuda:0``.
         threads: of one operator; 0 leaves the runtime's choice.
-        precision: of the graph's matrix products.
-        export: see EngineTraits.
+        int8_export: the digest of the export that an 8-bit graph belongs to; empty where the graph is in float32.
     """
 
     def __init__(
-        self,
-        graph: Path,
-        head: Head,
-        *,
-        device: str = "cpu",
-        threads: int = 0,
-        precision: str = "float32",
-        export: str = "",
+        self, graph: Path, head: Head, *, device: str = "cpu", threads: int = 0, int8_export: str = ""
     ) -> None:
         import onnxruntime
 
@@ -43,10 +35,10 @@ class OnnxRuntimeEngine:
         self._inputs = {each.name for each in self._session.get_inputs()}
         self._head = head
         self.traits = EngineTraits(
-            name="onnxruntime" if precision == "float32" else f"onnxruntime-{precision}",
-            precision=precision,
+            name="onnxruntime-int8" if int8_export else "onnxruntime",
+            precision="int8" if int8_export else "float32",
             device=device,
-            export=export,
+            export=int8_export,
         )
 
     def run(self, batch: PaddedBatch) -> FloatArray:
