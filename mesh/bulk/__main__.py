@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import uvloop
@@ -32,11 +33,9 @@ _GO_ON = "What was done is kept: the same command goes on from there."
 def main(arguments: Sequence[str] | None = None) -> int:
     """Embed a file. Returns the exit code: 1 when it stopped before the end, 2 when it refused to begin."""
     options = _parse(arguments)
-    # What the hop says of an outage is told once, in words for this user.
-    logging.getLogger("mesh").setLevel(logging.ERROR)
     try:
         job = _job(options)
-        with ProgressBar() as progress, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with _quiet_hop(), ProgressBar() as progress, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             finished = runner.run(_embed(job, options.target, progress))
     except Refused as refused:
         return _end(str(refused), EXIT_REFUSED)
@@ -54,6 +53,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _end(f"Stopped. {_GO_ON}", EXIT_INTERRUPTED)
     print(_summary(job, finished))
     return 0
+
+
+@contextmanager
+def _quiet_hop() -> Iterator[None]:
+    """What the hop says of an outage is told once, in words for this user."""
+    logger = logging.getLogger("mesh")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 async def _embed(job: EmbedJob, target: str, progress: ProgressBar) -> Finished:

@@ -200,13 +200,13 @@ class Parts:
         with pq.ParquetWriter(half, schema, **_WRITING) as writer:
             waiting: list[pa.Table] = []
             for number in range(self._count):
-                waiting.append(pq.read_table(self._part(number)).replace_schema_metadata(schema.metadata))
+                waiting.append(pq.ParquetFile(self._part(number)).read(use_threads=False))
                 # Parts that were cut off early are small; readers want row groups that are not.
-                if sum(table.nbytes for table in waiting) >= _JOINED_ROW_GROUP_BYTES:
-                    writer.write_table(pa.concat_tables(waiting).combine_chunks())
+                if sum(table.nbytes for table in waiting) >= _JOINED_ROW_GROUP_BYTES or number == self._count - 1:
+                    group = pa.concat_tables(table.replace_schema_metadata(schema.metadata) for table in waiting)
                     waiting.clear()
-            if any(table.num_rows for table in waiting):
-                writer.write_table(pa.concat_tables(waiting).combine_chunks())
+                    if group.num_rows:
+                        writer.write_table(group)
         _settle(half, self.output)
         self.clear()
 
