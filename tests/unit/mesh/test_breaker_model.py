@@ -223,9 +223,10 @@ class BreakerAgainstItsModel(RuleBasedStateMachine):
 
     @rule()
     def health_says_serving(self) -> None:
-        """An open breaker becomes half-open; no other moves."""
+        """An open breaker becomes half-open, and its back-off begins anew; no other moves."""
         self.breaker.peer_is_serving()
         if self.model.state is OPEN:
+            self.model.failed_probes = 0
             self.model.move(HALF_OPEN)
 
     @rule()
