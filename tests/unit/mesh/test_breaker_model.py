@@ -191,7 +191,7 @@ class BreakerAgainstItsModel(RuleBasedStateMachine):
         self.clock.advance(seconds)
         assert self.breaker.snapshot().state is before
 
-    @precondition(lambda self: self.model.state is OPEN and self.clock() < self.model.open_until)
+    @precondition(lambda self: self.model.state is OPEN and self.clock() < self.model.open_until - 1e-3)
     @rule(early=st.booleans())
     def the_back_off_passes(self, early: bool) -> None:
         """Not a moment before its end is anybody let in, and everybody may be at its end."""
