@@ -78,10 +78,11 @@ class EngineAlone(Aside):
         model: the model's directory.
         models_dir: where graphs and engine choices are kept.
         engine: its name, as ``Info`` tells it.
+        threads: of one operator; 0 means as many as the worker takes by itself.
     """
 
-    def __init__(self, model: Path, models_dir: Path, engine: str) -> None:
-        super().__init__(f"the engine {engine}", _Engine, model, models_dir, engine)
+    def __init__(self, model: Path, models_dir: Path, engine: str, *, threads: int) -> None:
+        super().__init__(f"the engine {engine}", _Engine, model, models_dir, engine, threads)
 
     async def seconds(self, texts: Sequence[str]) -> list[tuple[float, float]]:
         """For each text: seconds from text to vector, and the engine's part of them, without the tokenizer's."""
@@ -163,14 +164,14 @@ class _CrossEncoder:
 class _Engine:
     """What `EngineAlone` asks, in its process."""
 
-    def __init__(self, model: Path, models_dir: Path, engine: str) -> None:
+    def __init__(self, model: Path, models_dir: Path, engine: str, threads: int) -> None:
         from inference.card import ModelKind
         from inference.engines.choice import EnginePlan
         from inference.loading import load
         from inference.models import ModelRequest
 
         request = ModelRequest(name=str(model), kind=ModelKind.EMBEDDING)
-        self._loaded = load(request, EnginePlan(models_dir=models_dir, engine=engine))
+        self._loaded = load(request, EnginePlan(models_dir=models_dir, engine=engine, threads=threads))
 
     def seconds(self, texts: list[str]) -> list[tuple[float, float]]:
         return [self._seconds(text) for text in texts]

@@ -1,11 +1,10 @@
 """all-MiniLM behind LitServe, as its documentation does it, with requests batched.
 
-Runs in the peer's environment, so it imports nothing of the mesh.
+Runs in the peer's environment, so it imports nothing of the mesh. LitServe reads the annotation of ``request`` while it
+runs, so annotations are not postponed here.
 
     python bench/peers/litserve_app.py --model DIR --port 8001
 """
-
-from __future__ import annotations
 
 import argparse
 from typing import Any

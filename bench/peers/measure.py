@@ -68,8 +68,8 @@ async def _rows(peer: Peer, started: Running, comparison: Comparison) -> list[Ro
             series = await interleave(sides, rounds=options.rounds, unit="texts/s", tell=comparison.tell)
         rows.append(
             speed_row(
-                "peers", f"HTTP base64, {length.name.lower()} texts", series["mesh"], series[peer.name],
-                against=f"{peer.name}, least cosine {number(cosine)}",
+                "peers", f"HTTP, {length.name.lower()} texts, over {peer.name}", series["mesh"], series[peer.name],
+                against=f"its least cosine {number(cosine)}",
                 details={
                     "baseline_least_cosine": cosine,
                     "baseline_p50_ms": series[peer.name].latency(0.5) * 1000,
