@@ -1,4 +1,4 @@
-"""What is measured while the mesh is being hurt: printed at the end, and kept where a file is named for it."""
+"""What tests measure: printed at the end, and kept where a file is named for it."""
 
 from __future__ import annotations
 
