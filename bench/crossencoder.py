@@ -51,9 +51,10 @@ async def measure(options: Options, layout: Layout, embedding_model: Path, *, te
         client = await stack.enter_async_context(AsyncRerankingServiceClient(worker.target))
         lanes = await stack.enter_async_context(connected(gateway.url, CONCURRENCY))
         baseline = await stack.enter_async_context(InProcessCrossEncoder(path))
+        engine = (await client.info()).models[0].engine
         ways = {
-            f"HTTP, {remark}": over_http(lanes, gateway.url, rankings),
-            f"gRPC, {remark}": over_grpc(client, rankings),
+            f"HTTP, {remark}, {engine}": over_http(lanes, gateway.url, rankings),
+            f"gRPC, {remark}, {engine}": over_grpc(client, rankings),
         }
         return await compare(
             "cross-encoder", ways, baseline, rankings, against="predict in process", options=options, tell=tell
@@ -82,10 +83,13 @@ class _Maker:
     def make(self, encoder: str, directory: str) -> None:
         import torch  # type: ignore[import-not-found, unused-ignore]
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.set_verbosity_error()  # that the head is new is known here
+        logging.disable_progress_bar()
         torch.manual_seed(_SEED)
         model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=1)
-        # Scores as far apart as a trained model's: the standard weights of a new head make them all alike.
-        torch.nn.init.normal_(model.classifier.weight, std=1.0)
+        # Scores as far apart as a trained model's: the usual weights of a new head make them all alike.
+        torch.nn.init.normal_(model.classifier.weight, std=0.3)
         model.save_pretrained(directory)
         AutoTokenizer.from_pretrained(encoder).save_pretrained(directory)
