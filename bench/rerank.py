@@ -1,6 +1,7 @@
 """Reranking through the mesh over scoring in process with the same model: 32 documents a request, 8 in flight.
 
-The baseline is MaxSim where the mesh scores by late interaction, and CrossEncoder.predict where it has a cross-encoder.
+Here it is late interaction over MaxSim, as the mesh at hand serves it; `crossencoder` compares cross-encoders in the same
+way.
 """
 
 from __future__ import annotations

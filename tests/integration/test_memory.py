@@ -38,5 +38,5 @@ async def test_memory_does_not_grow_with_the_texts(
     print(growth.picture())
     # In so few texts an allocator's single step of 10 MB is a slope of 50; a plan kept for each shape is one of 1,000.
     slope = growth.megabytes_per_10_000_texts
-    bars.at_most("growth per 10,000 texts after the warm-up", slope, "MB", promise=1.0, noisy=250.0)
+    bars.at_most("growth per 10,000 texts after the warm-up", slope, "MB", promise=1.0, noisy=100.0)
     bars.hold()
