@@ -1,7 +1,7 @@
 """Reranking through the mesh over scoring in process with the same model: 32 documents a request, 8 in flight.
 
-Here it is late interaction over MaxSim, as the mesh at hand serves it; `crossencoder` compares cross-encoders in the same
-way.
+Here it is late interaction over MaxSim, as the mesh at hand serves it; `crossencoder` compares cross-encoders in the
+same way.
 """
 
 from __future__ import annotations
