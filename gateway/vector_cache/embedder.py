@@ -207,8 +207,9 @@ class CachedEmbedder:
         return replace(reply, usage=replace(reply.usage, cache_hits=0))
 
     async def _compute(self, inputs: EmbedInputs, options: EmbedOptions, deadline: Deadline) -> Embeddings:
+        servers = self._embedder.hop.servers()
         reply = whole(await self._embedder.embed(inputs, options, deadline=deadline), count_of(inputs))
-        self._served.learn(options.model, Served(reply.model, reply.fingerprint))
+        self._served.learn(options.model, Served(reply.model, reply.fingerprint), asked=servers)
         return reply
 
     async def _keep(self, inputs: EmbedInputs, options: EmbedOptions, reply: Embeddings) -> None:

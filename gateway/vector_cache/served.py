@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
 
 from gateway.peers import Embedder
 from mesh.clock import Clock, monotonic
@@ -45,7 +45,7 @@ class ServedModels:
         self._embedder = embedder
         self._info_seconds = info_seconds
         self._clock = clock
-        self._servers: Any = None
+        self._servers: Hashable = None
         self._heard: dict[str, _Heard] = {}
         self._info_at: float | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -61,9 +61,11 @@ class ServedModels:
             model = self._lately(name)
         return model if model is not None and model.fingerprint else None
 
-    def learn(self, name: str, model: Served) -> None:
-        """Take it from an answer to a request for ``name``."""
-        self._heard[name] = _Heard(model, self._clock())
+    def learn(self, name: str, model: Served, *, asked: Hashable) -> None:
+        """Take it from an answer to a request for ``name``, unless others serve now than the ``asked``."""
+        # Otherwise it is perhaps the late word of one that has gone.
+        if asked == self._embedder.hop.servers():
+            self._heard[name] = _Heard(model, self._clock())
 
     async def close(self) -> None:
         """Stop asking."""
@@ -94,9 +96,9 @@ class ServedModels:
         finally:
             self._asking = None
         if servers != self._embedder.hop.servers():
-            return  # perhaps it was one that has gone
+            return
         self._info_at = self._clock()
         for position, model in enumerate(info.models):
             # The first one is what a request without a name gets.
             for name in (model.name, *model.aliases, *([""] if position == 0 else [])):
-                self.learn(name, Served(model.name, model.fingerprint))
+                self.learn(name, Served(model.name, model.fingerprint), asked=servers)

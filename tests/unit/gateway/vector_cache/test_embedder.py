@@ -252,6 +252,22 @@ async def test_an_answer_tells_of_a_change_as_well(cached: CachedEmbedder, worke
     assert (await cached.embed(["b", "a"])).usage.cache_hits == 2
 
 
+async def test_a_late_answer_of_one_that_has_gone_does_not_tell_what_serves(
+    cached: CachedEmbedder, worker: TellingEmbedder
+) -> None:
+    """A replica that drains ends its calls; its vectors are not given to requests that it would not get."""
+    worker.restart("old")
+    worker.gate = gate = asyncio.Event()
+    late = asyncio.create_task(cached.embed(["a"]))
+    await until(lambda: worker.computed)
+    worker.restart("new")
+    worker.gate = None
+    assert (await cached.embed(["b"])).fingerprint == "new"
+    gate.set()
+    assert (await late).fingerprint == "old"
+    assert same(await cached.embed(["a"]), worker, ["a"], "new")
+
+
 async def test_replicas_of_different_engines_never_share_an_answer(
     cached: CachedEmbedder, worker: TellingEmbedder
 ) -> None:
