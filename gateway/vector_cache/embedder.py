@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from gateway.answers import whole
 from gateway.peers import Embedder, PeerHop
 from gateway.vector_cache.entries import Entry, entries_of, pack, unpack, worth_keeping
-from gateway.vector_cache.flights import Flight, Flights
+from gateway.vector_cache.flights import Flight, Flights, time_is_up
 from gateway.vector_cache.keys import characters_of, count_of, keys_of, some_of
 from gateway.vector_cache.metrics import VECTOR_CACHE_GARBAGE, VECTOR_CACHE_INPUTS
 from gateway.vector_cache.served import Served, ServedModels
@@ -169,7 +169,7 @@ class CachedEmbedder:
                 gathered.computed += len(mine)
                 own = self._begin(asked, mine)
                 held.enter_context(own.held())
-                gathered.take(mine, await own.result(asked.deadline))
+                gathered.take(mine, await own.result(asked.deadline, joined=False))
             await self._join(asked, joined, gathered)
 
     def _begin(self, asked: _Asked, keys: Sequence[bytes]) -> Flight:
@@ -184,10 +184,11 @@ class CachedEmbedder:
         remaining: list[bytes] = []
         for flight, keys in joined.items():
             try:
-                gathered.take(flight.keys, await flight.result(asked.deadline), wanted=keys)
-            except MeshError:
+                gathered.take(flight.keys, await flight.result(asked.deadline, joined=True), wanted=keys)
+            except MeshError as error:
+                if asked.deadline.expired:
+                    raise time_is_up(asked.deadline) from error
                 # Perhaps for a reason of its own: another text in it was refused, or was too much.
-                asked.deadline.require()
                 remaining += keys
         if remaining:
             gathered.computing = remaining

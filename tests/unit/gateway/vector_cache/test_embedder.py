@@ -16,7 +16,7 @@ from gateway.vector_cache.embedder import CachedEmbedder
 from mesh.clients.embedding import Embeddings, EmbedInputs, EmbedOptions, InputType, TokenInputs, Truncation
 from mesh.context import CallContext, Priority, current_call
 from mesh.deadline import Deadline
-from mesh.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
+from mesh.errors import AttemptTimedOut, DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -122,6 +122,22 @@ async def test_a_short_deadline_fails_nobody_else(cached: CachedEmbedder, worker
     assert same(await second, worker, ["a"])
     assert worker.computed == ["a"]
     assert worker.calls[-1].seconds > 5
+
+
+@pytest.mark.parametrize(("imposed", "error"), [(True, AttemptTimedOut), (False, DeadlineExceeded)])
+async def test_who_joins_waits_no_longer_than_its_own_time(
+    imposed: bool, error: Any, cached: CachedEmbedder, worker: TellingEmbedder
+) -> None:
+    """Also where the mesh set its time, of which another had more left. Its end is the mesh's or its own."""
+    worker.gate = asyncio.Event()
+    first = asyncio.create_task(cached.embed(["a"]))
+    await until(lambda: worker.computed)
+    async with asyncio.timeout(5):
+        with pytest.raises(error):
+            await cached.embed(["a"], deadline=Deadline.after(0.02, imposed=imposed))
+    worker.gate.set()
+    assert same(await first, worker, ["a"])
+    assert worker.computed == ["a"]
 
 
 async def test_what_nobody_waits_for_is_not_computed(cached: CachedEmbedder, worker: TellingEmbedder) -> None:
