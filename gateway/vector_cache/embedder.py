@@ -119,21 +119,25 @@ class CachedEmbedder:
         deadline = deadline or Deadline.after(self._seconds, imposed=True)
         deadline.require()
         served = await self._served.now(options.model, deadline)
-        if served is None or not count_of(inputs):
+        if not count_of(inputs) or (served is not None and not served.fingerprint):
             return await self._whole(inputs, options, deadline, outcome="bypassed")
-        asked = _Asked(inputs, options, deadline, keys_of(served.fingerprint, inputs, options))
-        kept = await self._kept(asked.keys)
-        gathered = _Gathered(kept, dict(kept), {served} if kept else set())
+        # While nobody says what serves, nothing kept may be given, but equal texts are computed once all the same: by
+        # whoever serves now.
+        fingerprint = served.fingerprint if served is not None else f"unknown of {hash(self.hop.servers())}"
+        outcome = "miss" if served is not None else "bypassed"
+        asked = _Asked(inputs, options, deadline, keys_of(fingerprint, inputs, options))
+        kept = await self._kept(asked.keys) if served is not None else {}
+        gathered = _Gathered(kept, dict(kept), {served} if served is not None and kept else set())
         try:
             await self._gather(asked, gathered)
         except MeshError as error:
             # A part was refused, and its positions are not the request's.
             if error.breaker is not BreakerEffect.SUCCESS or list(gathered.computing) == list(asked.keys):
                 raise
-            return await self._whole(inputs, options, deadline, outcome="miss")
+            return await self._whole(inputs, options, deadline, outcome=outcome)
         if not gathered.fits(asked.keys):
-            return await self._whole(inputs, options, deadline, outcome="miss")
-        return _assembled(asked, gathered)
+            return await self._whole(inputs, options, deadline, outcome=outcome)
+        return _assembled(asked, gathered, outcome=outcome)
 
     async def _kept(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
         distinct = list(dict.fromkeys(keys))
@@ -223,11 +227,11 @@ class CachedEmbedder:
             )
 
 
-def _assembled(asked: _Asked, gathered: _Gathered) -> Embeddings:
+def _assembled(asked: _Asked, gathered: _Gathered, *, outcome: str) -> Embeddings:
     entries = [gathered.entries[key] for key in asked.keys]
     hits = sum(key in gathered.kept for key in asked.keys)
     VECTOR_CACHE_INPUTS.labels("hit").inc(hits)
-    VECTOR_CACHE_INPUTS.labels("miss").inc(gathered.computed)
+    VECTOR_CACHE_INPUTS.labels(outcome).inc(gathered.computed)
     VECTOR_CACHE_INPUTS.labels("shared").inc(len(entries) - hits - gathered.computed)
     (model,) = gathered.models
     tokens = tuple(entry.tokens for entry in entries)

@@ -12,10 +12,10 @@ from mesh.deadline import Deadline
 from mesh.errors import MeshError
 
 CONFIRMED_SECONDS = 5.0
-"""How long the worker's word counts. A worker that goes or comes is seen at once; this bounds what cannot be seen, such
-as another worker behind the same load balancer."""
+"""How long the worker's word counts; from half of it on it is asked again beside the requests. A worker that goes or
+comes is seen at once; this bounds what cannot be seen, such as another worker behind the same load balancer."""
 PATIENCE_SECONDS = 0.25
-"""How long a request waits for the worker's word; then it does without the cache."""
+"""How long a request waits for the worker's word, if it has twice the time; then it does without the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,11 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
-    model: Served
+    model: Served | None
     at: float
+
+
+_NOTHING = _Heard(None, float("-inf"))
 
 
 class ServedModels:
@@ -47,19 +50,19 @@ class ServedModels:
         self._clock = clock
         self._servers: Hashable = None
         self._heard: dict[str, _Heard] = {}
-        self._info_at: float | None = None
+        self._info_at = _NOTHING.at
         self._asking: asyncio.Task[None] | None = None
 
     async def now(self, name: str, deadline: Deadline) -> Served | None:
-        """The model that serves under this name or alias; None where nobody says, or it says no fingerprint."""
+        """The model that serves under this name or alias; None where nobody says."""
         self._forget_if_others_serve()
-        model = self._lately(name)
-        if model is None and not self._is_fresh(self._info_at):
-            if self._asking is None:
-                self._asking = asyncio.create_task(self._ask())
-            await asyncio.wait({self._asking}, timeout=min(deadline.remaining(), PATIENCE_SECONDS))
-            model = self._lately(name)
-        return model if model is not None and model.fingerprint else None
+        age = self._clock() - max(self._info_at, self._heard.get(name, _NOTHING).at)
+        if age >= CONFIRMED_SECONDS / 2:
+            asking = self._begin_to_ask()
+            if age >= CONFIRMED_SECONDS:
+                await asyncio.wait({asking}, timeout=min(deadline.remaining() / 2, PATIENCE_SECONDS))
+        heard = self._heard.get(name, _NOTHING)
+        return heard.model if self._clock() - heard.at < CONFIRMED_SECONDS else None
 
     def learn(self, name: str, model: Served, *, asked: Hashable) -> None:
         """Take it from an answer to a request for ``name``, unless others serve now than the ``asked``."""
@@ -78,14 +81,12 @@ class ServedModels:
         if servers != self._servers:
             self._servers = servers
             self._heard.clear()
-            self._info_at = None
+            self._info_at = _NOTHING.at
 
-    def _lately(self, name: str) -> Served | None:
-        heard = self._heard.get(name)
-        return heard.model if heard is not None and self._is_fresh(heard.at) else None
-
-    def _is_fresh(self, at: float | None) -> bool:
-        return at is not None and self._clock() - at < CONFIRMED_SECONDS
+    def _begin_to_ask(self) -> asyncio.Task[None]:
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+        return self._asking
 
     async def _ask(self) -> None:
         try:

@@ -13,6 +13,7 @@ import pytest
 
 from gateway.testing.vectors import TellingEmbedder
 from gateway.vector_cache.embedder import CachedEmbedder
+from gateway.vector_cache.served import PATIENCE_SECONDS
 from mesh.clients.embedding import Embeddings, EmbedInputs, EmbedOptions, InputType, TokenInputs, Truncation
 from mesh.context import CallContext, Priority, current_call
 from mesh.deadline import Deadline
@@ -260,6 +261,29 @@ async def test_a_change_that_cannot_be_seen_is_known_within_seconds(
     assert same(await cached.embed(["a"]), worker, ["a"], "int8")
 
 
+async def test_the_workers_word_is_renewed_before_its_end(
+    cached: CachedEmbedder, worker: TellingEmbedder, clock: Any
+) -> None:
+    """Beside the requests, which are answered by the old one: a worker too busy to say what it serves costs no hit."""
+    await cached.embed(["a"])
+    asked = len(worker.calls)
+    clock.advance(2.4)
+    assert (await cached.embed(["a"])).usage.cache_hits == 1
+    assert len(worker.calls) == asked
+    for _ in range(8):
+        clock.advance(2.5)
+        assert (await cached.embed(["a"])).usage.cache_hits == 1
+        for _ in range(3):
+            await asyncio.sleep(0)
+    assert len(worker.calls) == asked + 8
+    worker.silent = True
+    clock.advance(4.9)
+    for _ in range(5):
+        async with asyncio.timeout(0.1):
+            assert (await cached.embed(["a"])).usage.cache_hits == 1
+    assert worker.finished == 1
+
+
 async def test_an_answer_tells_of_a_change_as_well(cached: CachedEmbedder, worker: TellingEmbedder) -> None:
     """Parts of two models never stand in one answer; from then on the new one's vectors are asked for."""
     await cached.embed(["a"])
@@ -311,7 +335,27 @@ async def test_a_worker_that_tells_no_model_is_asked_every_time(
 async def test_who_does_not_say_what_it_serves_is_asked_all_the_same(
     cached: CachedEmbedder, worker: TellingEmbedder
 ) -> None:
-    """The question about the model is short; its answers are kept and tell the model."""
+    """The question leaves the request the half of its time at least; its answers are kept and tell the model."""
     worker.silent = True
-    assert same(await cached.embed(["a"], deadline=Deadline.after(0.02)), worker, ["a"])
+    assert same(await cached.embed(["a"], deadline=Deadline.after(0.2)), worker, ["a"])
     assert (await cached.embed(["a"])).usage.cache_hits == 1
+
+
+async def test_equal_texts_are_computed_once_while_nobody_says_what_serves(
+    cached: CachedEmbedder, worker: TellingEmbedder
+) -> None:
+    """What is kept may not be given then; what is under way may. A worker that has just come computes its own."""
+    worker.silent = True
+    worker.gate = asyncio.Event()
+    answers = [asyncio.create_task(cached.embed(["a", "a", "b"])) for _ in range(5)]
+    all_do_without = asyncio.get_running_loop().time() + 2 * PATIENCE_SECONDS
+    await until(lambda: asyncio.get_running_loop().time() > all_do_without)
+    worker.restart("new")
+    after = asyncio.create_task(cached.embed(["a"]))
+    await until(lambda: len(worker.computed) > 2)
+    worker.gate.set()
+    for found in await asyncio.gather(*answers):
+        assert same(found, worker, ["a", "a", "b"])
+        assert found.usage.cache_hits == 0
+    assert same(await after, worker, ["a"], "new")
+    assert worker.computed == ["a", "b", "a"]
