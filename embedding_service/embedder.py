@@ -45,17 +45,24 @@ class EmbeddingRequest:
     prompt_name: str = ""
 
 
-def fingerprint_of(loaded: LoadedModel) -> str:
+_FILES_THAT_DECIDE = ("config.json", "tokenizer.json")
+
+
+def fingerprint_of(loaded: LoadedModel, cuts: Sequence[int]) -> str:
     """Equal only where equal requests get equal vectors: for replicas, restarts, and caches that outlive both.
 
-    The mesh's version is part of it, since its code between text and vector may change with it.
+    The mesh's version is part of it, since its code between text and vector may change with it; so are the allowed
+    ``cuts``, since a vector that was kept must not answer what is refused now.
     """
     model, traits = loaded.model, loaded.engine.traits
     facts = {
         "mesh": VERSION,
         "model": model.name,
         "revision": model.revision,
+        # A local model's revision is of its weights alone.
+        **{name: hashlib.sha256((model.path / name).read_bytes()).hexdigest() for name in _FILES_THAT_DECIDE},
         "card": asdict(model.card),
+        "cuts": sorted(cuts),
         "engine": loaded.verdict.engine,
         "precision": traits.precision,
         "export": traits.export,
@@ -104,8 +111,8 @@ class Embedder:
     ) -> None:
         self.loaded = loaded
         _require_room_after_prompts(loaded)
-        self.fingerprint = fingerprint_of(loaded)
         self.matryoshka = tuple(sorted({*loaded.model.card.matryoshka_dimensions, *dimensions}, reverse=True))
+        self.fingerprint = fingerprint_of(loaded, self.matryoshka)
         self.runner: ModelRunner[TokenizedInput, FloatArray] = ModelRunner(
             loaded, self._compute, limits, capability="embedding", aliases=(short_name(loaded.model.name), *aliases)
         )

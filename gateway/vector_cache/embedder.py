@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from gateway.answers import whole
 from gateway.peers import Embedder, PeerHop
 from gateway.vector_cache.entries import Entry, entries_of, pack, unpack, worth_keeping
-from gateway.vector_cache.flights import Flight, Flights
+from gateway.vector_cache.flights import Flight, Flights, time_is_up
 from gateway.vector_cache.keys import characters_of, count_of, keys_of, some_of
 from gateway.vector_cache.metrics import VECTOR_CACHE_GARBAGE, VECTOR_CACHE_INPUTS
 from gateway.vector_cache.served import Served, ServedModels
@@ -119,21 +119,25 @@ class CachedEmbedder:
         deadline = deadline or Deadline.after(self._seconds, imposed=True)
         deadline.require()
         served = await self._served.now(options.model, deadline)
-        if served is None or not count_of(inputs):
+        if not count_of(inputs) or (served is not None and not served.fingerprint):
             return await self._whole(inputs, options, deadline, outcome="bypassed")
-        asked = _Asked(inputs, options, deadline, keys_of(served.fingerprint, inputs, options))
-        kept = await self._kept(asked.keys)
-        gathered = _Gathered(kept, dict(kept), {served} if kept else set())
+        # While nobody says what serves, nothing kept may be given, but equal texts are computed once all the same: by
+        # whoever serves now.
+        fingerprint = served.fingerprint if served is not None else f"unknown of {hash(self.hop.servers())}"
+        outcome = "miss" if served is not None else "bypassed"
+        asked = _Asked(inputs, options, deadline, keys_of(fingerprint, inputs, options))
+        kept = await self._kept(asked.keys) if served is not None else {}
+        gathered = _Gathered(kept, dict(kept), {served} if served is not None and kept else set())
         try:
             await self._gather(asked, gathered)
         except MeshError as error:
             # A part was refused, and its positions are not the request's.
             if error.breaker is not BreakerEffect.SUCCESS or list(gathered.computing) == list(asked.keys):
                 raise
-            return await self._whole(inputs, options, deadline, outcome="miss")
+            return await self._whole(inputs, options, deadline, outcome=outcome)
         if not gathered.fits(asked.keys):
-            return await self._whole(inputs, options, deadline, outcome="miss")
-        return _assembled(asked, gathered)
+            return await self._whole(inputs, options, deadline, outcome=outcome)
+        return _assembled(asked, gathered, outcome=outcome)
 
     async def _kept(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
         distinct = list(dict.fromkeys(keys))
@@ -169,7 +173,7 @@ class CachedEmbedder:
                 gathered.computed += len(mine)
                 own = self._begin(asked, mine)
                 held.enter_context(own.held())
-                gathered.take(mine, await own.result(asked.deadline))
+                gathered.take(mine, await own.result(asked.deadline, joined=False))
             await self._join(asked, joined, gathered)
 
     def _begin(self, asked: _Asked, keys: Sequence[bytes]) -> Flight:
@@ -184,10 +188,11 @@ class CachedEmbedder:
         remaining: list[bytes] = []
         for flight, keys in joined.items():
             try:
-                gathered.take(flight.keys, await flight.result(asked.deadline), wanted=keys)
-            except MeshError:
+                gathered.take(flight.keys, await flight.result(asked.deadline, joined=True), wanted=keys)
+            except MeshError as error:
+                if asked.deadline.expired:
+                    raise time_is_up(asked.deadline) from error
                 # Perhaps for a reason of its own: another text in it was refused, or was too much.
-                asked.deadline.require()
                 remaining += keys
         if remaining:
             gathered.computing = remaining
@@ -207,8 +212,9 @@ class CachedEmbedder:
         return replace(reply, usage=replace(reply.usage, cache_hits=0))
 
     async def _compute(self, inputs: EmbedInputs, options: EmbedOptions, deadline: Deadline) -> Embeddings:
+        servers = self._embedder.hop.servers()
         reply = whole(await self._embedder.embed(inputs, options, deadline=deadline), count_of(inputs))
-        self._served.learn(options.model, Served(reply.model, reply.fingerprint))
+        self._served.learn(options.model, Served(reply.model, reply.fingerprint), asked=servers)
         return reply
 
     async def _keep(self, inputs: EmbedInputs, options: EmbedOptions, reply: Embeddings) -> None:
@@ -221,11 +227,11 @@ class CachedEmbedder:
             )
 
 
-def _assembled(asked: _Asked, gathered: _Gathered) -> Embeddings:
+def _assembled(asked: _Asked, gathered: _Gathered, *, outcome: str) -> Embeddings:
     entries = [gathered.entries[key] for key in asked.keys]
     hits = sum(key in gathered.kept for key in asked.keys)
     VECTOR_CACHE_INPUTS.labels("hit").inc(hits)
-    VECTOR_CACHE_INPUTS.labels("miss").inc(gathered.computed)
+    VECTOR_CACHE_INPUTS.labels(outcome).inc(gathered.computed)
     VECTOR_CACHE_INPUTS.labels("shared").inc(len(entries) - hits - gathered.computed)
     (model,) = gathered.models
     tokens = tuple(entry.tokens for entry in entries)

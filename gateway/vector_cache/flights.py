@@ -10,7 +10,7 @@ from typing import Any
 from mesh.clients.embedding import Embeddings
 from mesh.context import Priority
 from mesh.deadline import Deadline
-from mesh.errors import DeadlineExceeded, Unavailable
+from mesh.errors import AttemptTimedOut, DeadlineExceeded, MeshError, Unavailable
 
 Keep = Callable[[Embeddings], Awaitable[None]]
 
@@ -41,22 +41,35 @@ class Flight:
                 self._given_up = True
                 self.task.cancel()
 
-    async def result(self, deadline: Deadline) -> Embeddings:
+    async def result(self, deadline: Deadline, *, joined: bool) -> Embeddings:
         """What was computed.
 
+        Args:
+            deadline: this caller's.
+            joined: whether another caller began the computation.
+
         Raises:
-            DeadlineExceeded: this caller's own time is up; the computation goes on for the others.
+            AttemptTimedOut, DeadlineExceeded: this caller's time is up; the computation goes on for the others.
             MeshError: the computation failed.
         """
-        # A deadline of the mesh's own making is the computation's as well: its end is typed, and tells the breaker.
-        await asyncio.wait({self.task}, timeout=None if deadline.imposed else deadline.remaining())
+        # A deadline of the mesh's own making is also that of what its caller began: the end is typed, and tells the
+        # breaker. Of what another began it is not.
+        is_the_works = deadline.imposed and not joined
+        await asyncio.wait({self.task}, timeout=None if is_the_works else deadline.remaining())
         if not self.task.done():
-            raise DeadlineExceeded(
-                "The request's time is up before its texts were embedded. Allow it more time or send less at once."
-            )
+            raise time_is_up(deadline)
         if self.task.cancelled():
             raise Unavailable("The gateway is about to end. Try again.", reason="DRAINING", retry_after=1.0)
         return self.task.result()
+
+
+def time_is_up(deadline: Deadline) -> MeshError:
+    """Why a caller waits no longer: the mesh's own time is up, or the caller's."""
+    if deadline.imposed:
+        return AttemptTimedOut("The texts were not embedded in time. Try again, or send less at once.")
+    return DeadlineExceeded(
+        "The request's time is up before its texts were embedded. Allow it more time or send less at once."
+    )
 
 
 class Flights:

@@ -7,7 +7,7 @@ from prometheus_client import Counter, Gauge
 VECTOR_CACHE_INPUTS = Counter(
     "mesh_vector_cache_inputs_total",
     "Inputs of embedding requests: hit (kept), shared (computed for an equal input that was under way), "
-    "miss (computed), bypassed (the worker does not say which model serves).",
+    "miss (computed), bypassed (computed because the worker does not say which model serves).",
     ["outcome"],
 )
 VECTOR_CACHE_BYTES = Gauge("mesh_vector_cache_bytes", "Memory that kept vectors take; of a Redis, ask the Redis.")

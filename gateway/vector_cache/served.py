@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
 
 from gateway.peers import Embedder
 from mesh.clock import Clock, monotonic
@@ -12,10 +12,10 @@ from mesh.deadline import Deadline
 from mesh.errors import MeshError
 
 CONFIRMED_SECONDS = 5.0
-"""How long the worker's word counts. A worker that goes or comes is seen at once; this bounds what cannot be seen, such
-as another worker behind the same load balancer."""
+"""How long the worker's word counts; from half of it on it is asked again beside the requests. A worker that goes or
+comes is seen at once; this bounds what cannot be seen, such as another worker behind the same load balancer."""
 PATIENCE_SECONDS = 0.25
-"""How long a request waits for the worker's word; then it does without the cache."""
+"""How long a request waits for the worker's word, if it has twice the time; then it does without the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,11 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
-    model: Served
+    model: Served | None
     at: float
+
+
+_NOTHING = _Heard(None, float("-inf"))
 
 
 class ServedModels:
@@ -45,25 +48,27 @@ class ServedModels:
         self._embedder = embedder
         self._info_seconds = info_seconds
         self._clock = clock
-        self._servers: Any = None
+        self._servers: Hashable = None
         self._heard: dict[str, _Heard] = {}
-        self._info_at: float | None = None
+        self._info_at = _NOTHING.at
         self._asking: asyncio.Task[None] | None = None
 
     async def now(self, name: str, deadline: Deadline) -> Served | None:
-        """The model that serves under this name or alias; None where nobody says, or it says no fingerprint."""
+        """The model that serves under this name or alias; None where nobody says."""
         self._forget_if_others_serve()
-        model = self._lately(name)
-        if model is None and not self._is_fresh(self._info_at):
-            if self._asking is None:
-                self._asking = asyncio.create_task(self._ask())
-            await asyncio.wait({self._asking}, timeout=min(deadline.remaining(), PATIENCE_SECONDS))
-            model = self._lately(name)
-        return model if model is not None and model.fingerprint else None
+        age = self._clock() - max(self._info_at, self._heard.get(name, _NOTHING).at)
+        if age >= CONFIRMED_SECONDS / 2:
+            asking = self._begin_to_ask()
+            if age >= CONFIRMED_SECONDS:
+                await asyncio.wait({asking}, timeout=min(deadline.remaining() / 2, PATIENCE_SECONDS))
+        heard = self._heard.get(name, _NOTHING)
+        return heard.model if self._clock() - heard.at < CONFIRMED_SECONDS else None
 
-    def learn(self, name: str, model: Served) -> None:
-        """Take it from an answer to a request for ``name``."""
-        self._heard[name] = _Heard(model, self._clock())
+    def learn(self, name: str, model: Served, *, asked: Hashable) -> None:
+        """Take it from an answer to a request for ``name``, unless others serve now than the ``asked``."""
+        # Otherwise it is perhaps the late word of one that has gone.
+        if asked == self._embedder.hop.servers():
+            self._heard[name] = _Heard(model, self._clock())
 
     async def close(self) -> None:
         """Stop asking."""
@@ -76,14 +81,12 @@ class ServedModels:
         if servers != self._servers:
             self._servers = servers
             self._heard.clear()
-            self._info_at = None
+            self._info_at = _NOTHING.at
 
-    def _lately(self, name: str) -> Served | None:
-        heard = self._heard.get(name)
-        return heard.model if heard is not None and self._is_fresh(heard.at) else None
-
-    def _is_fresh(self, at: float | None) -> bool:
-        return at is not None and self._clock() - at < CONFIRMED_SECONDS
+    def _begin_to_ask(self) -> asyncio.Task[None]:
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+        return self._asking
 
     async def _ask(self) -> None:
         try:
@@ -94,9 +97,9 @@ class ServedModels:
         finally:
             self._asking = None
         if servers != self._embedder.hop.servers():
-            return  # perhaps it was one that has gone
+            return
         self._info_at = self._clock()
         for position, model in enumerate(info.models):
             # The first one is what a request without a name gets.
             for name in (model.name, *model.aliases, *([""] if position == 0 else [])):
-                self.learn(name, Served(model.name, model.fingerprint))
+                self.learn(name, Served(model.name, model.fingerprint), asked=servers)

@@ -198,11 +198,11 @@ async def test_every_input_has_its_count_of_tokens(embedder: Embedder) -> None:
 
 
 def test_a_fingerprint_is_of_whatever_decides_a_vector(tmp_path: Path) -> None:
-    """The same for the same model, wherever its files lie; another for each fact that changes vectors."""
+    """The same for the same model, wherever its files lie; another for each fact that changes vectors or refusals."""
     loaded = fake_loaded_model(tmp_path / "one")
     model, card = loaded.model, loaded.model.card
     again = fake_loaded_model(tmp_path / "two")
-    assert fingerprint_of(again) == fingerprint_of(loaded)
+    assert fingerprint_of(again, [4]) == fingerprint_of(loaded, [4])
     changed = [
         replace(loaded, model=replace(model, revision="another")),
         replace(loaded, model=replace(model, name="another/name")),
@@ -211,8 +211,18 @@ def test_a_fingerprint_is_of_whatever_decides_a_vector(tmp_path: Path) -> None:
         replace(loaded, model=replace(model, card=replace(card, pooling=Pooling.CLS))),
         replace(loaded, verdict=replace(loaded.verdict, engine="another")),
     ]
-    prints = {fingerprint_of(loaded), *map(fingerprint_of, changed)}
-    assert len(prints) == len(changed) + 1
+    prints = {fingerprint_of(each, [4]) for each in (loaded, *changed)}
+    assert len(prints | {fingerprint_of(loaded, []), fingerprint_of(loaded, [4, 2])}) == len(changed) + 3
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "config.json"])
+def test_a_fingerprint_is_of_what_the_files_beside_the_weights_say(file: str, tmp_path: Path) -> None:
+    """A local model's revision is of its weights alone; another tokenizer or activation gives other vectors too."""
+    loaded = fake_loaded_model(tmp_path)
+    before = Embedder(loaded, LIMITS).fingerprint
+    content = json.loads((tmp_path / file).read_text(encoding="utf-8"))
+    (tmp_path / file).write_text(json.dumps(content | {"changed": True}), encoding="utf-8")
+    assert Embedder(loaded, LIMITS).fingerprint != before
 
 
 async def test_a_prompt_by_its_own_name(tmp_path: Path) -> None:

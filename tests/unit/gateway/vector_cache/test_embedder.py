@@ -13,10 +13,11 @@ import pytest
 
 from gateway.testing.vectors import TellingEmbedder
 from gateway.vector_cache.embedder import CachedEmbedder
+from gateway.vector_cache.served import PATIENCE_SECONDS
 from mesh.clients.embedding import Embeddings, EmbedInputs, EmbedOptions, InputType, TokenInputs, Truncation
 from mesh.context import CallContext, Priority, current_call
 from mesh.deadline import Deadline
-from mesh.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
+from mesh.errors import AttemptTimedOut, DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -122,6 +123,22 @@ async def test_a_short_deadline_fails_nobody_else(cached: CachedEmbedder, worker
     assert same(await second, worker, ["a"])
     assert worker.computed == ["a"]
     assert worker.calls[-1].seconds > 5
+
+
+@pytest.mark.parametrize(("imposed", "error"), [(True, AttemptTimedOut), (False, DeadlineExceeded)])
+async def test_who_joins_waits_no_longer_than_its_own_time(
+    imposed: bool, error: Any, cached: CachedEmbedder, worker: TellingEmbedder
+) -> None:
+    """Also where the mesh set its time, of which another had more left. Its end is the mesh's or its own."""
+    worker.gate = asyncio.Event()
+    first = asyncio.create_task(cached.embed(["a"]))
+    await until(lambda: worker.computed)
+    async with asyncio.timeout(5):
+        with pytest.raises(error):
+            await cached.embed(["a"], deadline=Deadline.after(0.02, imposed=imposed))
+    worker.gate.set()
+    assert same(await first, worker, ["a"])
+    assert worker.computed == ["a"]
 
 
 async def test_what_nobody_waits_for_is_not_computed(cached: CachedEmbedder, worker: TellingEmbedder) -> None:
@@ -244,12 +261,51 @@ async def test_a_change_that_cannot_be_seen_is_known_within_seconds(
     assert same(await cached.embed(["a"]), worker, ["a"], "int8")
 
 
+async def test_the_workers_word_is_renewed_before_its_end(
+    cached: CachedEmbedder, worker: TellingEmbedder, clock: Any
+) -> None:
+    """Beside the requests, which are answered by the old one: a worker too busy to say what it serves costs no hit."""
+    await cached.embed(["a"])
+    asked = len(worker.calls)
+    clock.advance(2.4)
+    assert (await cached.embed(["a"])).usage.cache_hits == 1
+    assert len(worker.calls) == asked
+    for _ in range(8):
+        clock.advance(2.5)
+        assert (await cached.embed(["a"])).usage.cache_hits == 1
+        for _ in range(3):
+            await asyncio.sleep(0)
+    assert len(worker.calls) == asked + 8
+    worker.silent = True
+    clock.advance(4.9)
+    for _ in range(5):
+        async with asyncio.timeout(0.1):
+            assert (await cached.embed(["a"])).usage.cache_hits == 1
+    assert worker.finished == 1
+
+
 async def test_an_answer_tells_of_a_change_as_well(cached: CachedEmbedder, worker: TellingEmbedder) -> None:
     """Parts of two models never stand in one answer; from then on the new one's vectors are asked for."""
     await cached.embed(["a"])
     worker.replicas = ["int8"]
     assert same(await cached.embed(["a", "b"]), worker, ["a", "b"], "int8")
     assert (await cached.embed(["b", "a"])).usage.cache_hits == 2
+
+
+async def test_a_late_answer_of_one_that_has_gone_does_not_tell_what_serves(
+    cached: CachedEmbedder, worker: TellingEmbedder
+) -> None:
+    """A replica that drains ends its calls; its vectors are not given to requests that it would not get."""
+    worker.restart("old")
+    worker.gate = gate = asyncio.Event()
+    late = asyncio.create_task(cached.embed(["a"]))
+    await until(lambda: worker.computed)
+    worker.restart("new")
+    worker.gate = None
+    assert (await cached.embed(["b"])).fingerprint == "new"
+    gate.set()
+    assert (await late).fingerprint == "old"
+    assert same(await cached.embed(["a"]), worker, ["a"], "new")
 
 
 async def test_replicas_of_different_engines_never_share_an_answer(
@@ -279,7 +335,27 @@ async def test_a_worker_that_tells_no_model_is_asked_every_time(
 async def test_who_does_not_say_what_it_serves_is_asked_all_the_same(
     cached: CachedEmbedder, worker: TellingEmbedder
 ) -> None:
-    """The question about the model is short; its answers are kept and tell the model."""
+    """The question leaves the request the half of its time at least; its answers are kept and tell the model."""
     worker.silent = True
-    assert same(await cached.embed(["a"], deadline=Deadline.after(0.02)), worker, ["a"])
+    assert same(await cached.embed(["a"], deadline=Deadline.after(0.2)), worker, ["a"])
     assert (await cached.embed(["a"])).usage.cache_hits == 1
+
+
+async def test_equal_texts_are_computed_once_while_nobody_says_what_serves(
+    cached: CachedEmbedder, worker: TellingEmbedder
+) -> None:
+    """What is kept may not be given then; what is under way may. A worker that has just come computes its own."""
+    worker.silent = True
+    worker.gate = asyncio.Event()
+    answers = [asyncio.create_task(cached.embed(["a", "a", "b"])) for _ in range(5)]
+    all_do_without = asyncio.get_running_loop().time() + 2 * PATIENCE_SECONDS
+    await until(lambda: asyncio.get_running_loop().time() > all_do_without)
+    worker.restart("new")
+    after = asyncio.create_task(cached.embed(["a"]))
+    await until(lambda: len(worker.computed) > 2)
+    worker.gate.set()
+    for found in await asyncio.gather(*answers):
+        assert same(found, worker, ["a", "a", "b"])
+        assert found.usage.cache_hits == 0
+    assert same(await after, worker, ["a"], "new")
+    assert worker.computed == ["a", "b", "a"]

@@ -6,6 +6,7 @@ import struct
 import tracemalloc
 
 import pytest
+from prometheus_client import REGISTRY
 
 from gateway.vector_cache.entries import Entry, entries_of, pack, unpack, worth_keeping
 from gateway.vector_cache.stores import OVERHEAD_BYTES, MemoryStore
@@ -91,18 +92,40 @@ async def test_a_value_ends_with_its_time() -> None:
     assert store.size_bytes == OVERHEAD_BYTES + 1
 
 
-async def test_the_bound_holds_for_what_python_takes() -> None:
-    """A full store takes no more memory than it says, and not much less."""
-    vector = 384 * 4 + 16
-    limit = 2000 * (vector + OVERHEAD_BYTES)
-    tracemalloc.start()
-    try:
-        store = MemoryStore(max_bytes=limit, ttl_seconds=60)
-        before, _ = tracemalloc.get_traced_memory()
-        for n in range(3000):
-            await store.put({number(n): n.to_bytes(vector, "big")})
-        taken = tracemalloc.get_traced_memory()[0] - before
-    finally:
-        tracemalloc.stop()
-    assert store.size_bytes == limit
-    assert 0.85 * limit < taken < 1.02 * limit
+async def test_the_gauges_follow_what_asking_finds_expired() -> None:
+    """And what closing forgets: they are of what is kept, not of what was put last."""
+    clock = FakeClock()
+    store = MemoryStore(max_bytes=10_000, ttl_seconds=60, clock=clock)
+    await store.put({KEY: b"v"})
+    clock.advance(30)
+    await store.put({number(1): b"w"})
+    clock.advance(30)
+    await store.get([KEY])
+    assert gauges() == (OVERHEAD_BYTES + 1, 1)
+    await store.close()
+    assert gauges() == (0, 0)
+
+
+def gauges() -> tuple[float | None, float | None]:
+    """Bytes and entries, as Prometheus is told."""
+    return REGISTRY.get_sample_value("mesh_vector_cache_bytes"), REGISTRY.get_sample_value("mesh_vector_cache_entries")
+
+
+@pytest.mark.parametrize("dimensions", [64, 384])
+async def test_the_bound_holds_for_what_python_takes(dimensions: int) -> None:
+    """At its peak, when Python's dictionary grows, a store takes no more memory than it says, and not much less."""
+    vector = dimensions * 4 + 20
+    # The dictionary grows at another share of these numbers of entries each.
+    for entries in (1000, 2000, 2750):
+        limit = entries * (vector + OVERHEAD_BYTES)
+        tracemalloc.start()
+        try:
+            store = MemoryStore(max_bytes=limit, ttl_seconds=60)
+            before, _ = tracemalloc.get_traced_memory()
+            for n in range(2 * entries):
+                await store.put({number(n): n.to_bytes(vector, "big")})
+            peak = tracemalloc.get_traced_memory()[1] - before
+        finally:
+            tracemalloc.stop()
+        assert store.size_bytes == limit
+        assert 0.75 * limit < peak <= limit, entries
