@@ -12,7 +12,7 @@ def with_vector_cache(embedder: Embedder, settings: GatewaySettings) -> Embedder
     """The embedder itself, or a CachedEmbedder around it where the settings ask for one.
 
     Raises:
-        SettingsError: Redis is asked for and its library is not installed.
+        SettingsError: see make_store.
     """
     if not settings.vector_cache.enabled:
         return embedder
@@ -32,11 +32,12 @@ def make_store(settings: VectorCacheSettings) -> VectorStore:
     """The store that the settings name.
 
     Raises:
-        SettingsError: Redis is asked for and its library is not installed.
+        SettingsError: Redis is asked for, and its library is not installed or cannot read the URL.
     """
     if settings.type == "memory":
         return MemoryStore(max_bytes=settings.max_bytes, ttl_seconds=settings.ttl_seconds)
     from gateway.vector_cache.redis_store import RedisStore, connect
 
-    client = connect(settings.redis_url.get_secret_value())
-    return RedisStore(client, timeout_seconds=settings.redis_timeout_seconds, ttl_seconds=settings.ttl_seconds)
+    seconds = settings.redis_timeout_seconds
+    client = connect(settings.redis_url.get_secret_value(), timeout_seconds=seconds)
+    return RedisStore(client, timeout_seconds=seconds, ttl_seconds=settings.ttl_seconds)

@@ -18,6 +18,6 @@ VECTOR_CACHE_GARBAGE = Counter(
 )
 VECTOR_CACHE_REDIS_ERRORS = Counter(
     "mesh_vector_cache_redis_errors_total",
-    "Operations on Redis that failed, or were left out while its breaker is open.",
+    "Operations on Redis that failed, by reason, or were left out while a breaker is open (CIRCUIT_OPEN).",
     ["operation", "error"],
 )

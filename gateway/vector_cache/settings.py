@@ -48,8 +48,8 @@ class VectorCacheSettings(BaseModel):
         0.05,
         gt=0,
         le=10,
-        description="What an operation on Redis may take; after it, vectors are computed. A Redis that fails again and "
-        "again is left alone for a while.",
+        description="What an operation on Redis may take, for up to 128 texts; after it, vectors are computed. A Redis "
+        "that fails again and again is left alone for a while.",
     )
 
     @model_validator(mode="after")

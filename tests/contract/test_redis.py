@@ -8,10 +8,12 @@ import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from gateway.answers import base64_rows
 from gateway.testing.vectors import TellingEmbedder
@@ -170,7 +172,9 @@ async def test_a_stranger_on_its_port_is_no_redis(worker: TellingEmbedder) -> No
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    store = RedisStore(connect(f"redis://127.0.0.1:{port}/0"), timeout_seconds=TIMEOUT, ttl_seconds=60)
+    store = RedisStore(
+        connect(f"redis://127.0.0.1:{port}/0", timeout_seconds=TIMEOUT), timeout_seconds=TIMEOUT, ttl_seconds=60
+    )
     cached = over(worker, store)
     for _ in range(5):
         assert await hits(cached, worker) == 0
@@ -192,11 +196,112 @@ async def test_a_hit_for_32_texts_is_cheap(cached: CachedEmbedder, worker: Telli
     assert best <= 0.002
 
 
-@pytest.mark.parametrize("url", ["redis://host:port", "redis://h/0?socket_timeout=soon"])
-def test_a_url_that_cannot_be_read_stops_the_start(url: str) -> None:
-    """The message does not repeat it: it may hold a password."""
-    with pytest.raises(SettingsError, match="REDIS_URL"):
-        connect(url)
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        "host:port",
+        "h/0?socket_timeout=soon",
+        "h?foo=1",
+        "h?protocol=7",
+        "h?max_connections=-1",
+        "h?retry=3",
+        "h?decode_responses=true",
+    ],
+)
+def test_a_url_that_cannot_be_read_stops_the_start(parameters: str) -> None:
+    """Not the first request, and the message does not repeat it: it may hold a password."""
+    with pytest.raises(SettingsError, match="REDIS_URL") as error:
+        connect(f"redis://user:hunter2@{parameters}")
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.usefixtures("redis")
+@pytest.mark.parametrize("share", [0.2, 0.3, 0.6])
+async def test_a_redis_far_away_is_reached(share: float, worker: TellingEmbedder, socket: Path) -> None:
+    """Connecting takes longer than an operation may; the first requests do without, and those after it have it."""
+    async with _far(socket, seconds=TIMEOUT * share) as url:
+        store = RedisStore(connect(f"{url}/1", timeout_seconds=TIMEOUT), timeout_seconds=TIMEOUT, ttl_seconds=60)
+        cached = over(worker, store)
+        started = time.monotonic()
+        assert await hits(cached, worker) == 0
+        assert time.monotonic() - started < 3 * TIMEOUT
+        ends = time.monotonic() + 10
+        while await hits(cached, worker) < 32:
+            assert time.monotonic() < ends, "Redis is never reached"
+        await cached.close()
+
+
+@pytest.mark.usefixtures("redis")
+async def test_a_close_while_connecting_leaves_nothing_behind(worker: TellingEmbedder, socket: Path) -> None:
+    """Neither a task nor a connection."""
+    async with _far(socket, seconds=30) as url:
+        store = RedisStore(connect(url, timeout_seconds=TIMEOUT), timeout_seconds=TIMEOUT, ttl_seconds=60)
+        before = asyncio.all_tasks()
+        assert await store.get([b"k" * 32]) == [None]
+        assert len(asyncio.all_tasks() - before) > 0
+        await store.close()
+        assert not [task for task in asyncio.all_tasks() - before if "_connect" in repr(task.get_coro())]
+
+
+@asynccontextmanager
+async def _far(socket: Path, *, seconds: float) -> AsyncIterator[str]:
+    """A way to Redis on which every byte takes this long to come back."""
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float) -> None:
+        loop = asyncio.get_running_loop()
+        while data := await reader.read(1 << 16):
+            loop.call_later(delay, writer.write, data)
+        writer.close()
+
+    async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind, before = await asyncio.open_unix_connection(str(socket))
+        await asyncio.gather(carry(reader, before, 0), carry(behind, writer, seconds))
+
+    server = await asyncio.start_server(join, "127.0.0.1", 0)
+    async with server:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@pytest.mark.usefixtures("redis")
+async def test_a_full_redis_still_gives_what_it_has(
+    cached: CachedEmbedder, worker: TellingEmbedder, socket: Path
+) -> None:
+    """Its refusals can be told from others by the metric's label."""
+    await hits(cached, worker)
+    async with connect(f"unix://{socket}") as client:
+        await client.config_set("maxmemory", "1")
+    before = counted("put", "OUT_OF_MEMORY_ERROR")
+    for number in range(5):
+        await cached.embed([f"another {number}"])
+        assert await hits(cached, worker) == 32
+    assert counted("put", "OUT_OF_MEMORY_ERROR") == before + 3
+    assert _store(cached).breaker.snapshot().state is BreakerState.CLOSED
+
+
+@pytest.mark.usefixtures("redis")
+async def test_a_wrong_password_can_be_told_from_a_dead_server(socket: Path) -> None:
+    """By the metric's label."""
+    async with connect(f"unix://{socket}") as client:
+        await client.config_set("requirepass", "right")
+    async with _far(socket, seconds=0) as tcp:
+        for url, error in (
+            (f"unix://:wrong@{socket}", "AUTHENTICATION_ERROR"),
+            (tcp.replace("//", "//:wrong@"), "AUTHENTICATION_ERROR"),
+            (tcp, "AUTHENTICATION_ERROR"),
+            (f"unix://{socket}.none", "CONNECTION_ERROR"),
+            ("redis://127.0.0.1:1", "CONNECTION_ERROR"),
+        ):
+            before = counted("get", error)
+            store = RedisStore(connect(url), timeout_seconds=TIMEOUT, ttl_seconds=60)
+            assert await store.get([b"k" * 32]) == [None]
+            assert counted("get", error) == before + 1, url
+            await store.close()
+
+
+def counted(operation: str, error: str) -> float:
+    """How many operations failed so."""
+    labels = {"operation": operation, "error": error}
+    return REGISTRY.get_sample_value("mesh_vector_cache_redis_errors_total", labels) or 0.0
 
 
 def _store(cached: CachedEmbedder) -> Any:
