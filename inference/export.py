@@ -28,6 +28,8 @@ from inference.padding import PaddedBatch, pad
 from inference.tokenizing import TextTokenizer, TokenizedInput
 from mesh.errors import MeshError, ModelUnusable
 
+_KINDS = (ModelKind.EMBEDDING, ModelKind.CROSS_ENCODER)
+"""Language models that rerank run in torch alone."""
 _FILES = {FLOAT32: "model.onnx", INT8: "model.int8.onnx"}
 _BATCH_TOKENS = 1024
 _ROUNDS = 3
@@ -147,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _resolve(options: argparse.Namespace) -> tuple[ResolvedModel, Head]:
-    kinds = [ModelKind(options.kind)] if options.kind != "auto" else [ModelKind.EMBEDDING, ModelKind.CROSS_ENCODER]
+    kinds = [ModelKind(options.kind)] if options.kind != "auto" else list(_KINDS)
     for kind in kinds:
         request = ModelRequest(
             name=options.model, kind=kind, revision=options.revision, sha256=options.sha256, setting="--model"
@@ -250,7 +252,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("models/onnx"), help="where workers look (models/onnx in the checkout)"
     )
-    parser.add_argument("--kind", choices=["auto", *(kind.value for kind in ModelKind)], default="auto")
+    parser.add_argument("--kind", choices=["auto", *(kind.value for kind in _KINDS)], default="auto")
     parser.add_argument("--int8", action="store_true", help="also quantise, as far as the fidelity below allows")
     parser.add_argument("--min-cosine", type=float, default=0.99, help="smallest cosine that int8 has to reach (0.99)")
     parser.add_argument("--revision", default="", help="hub commit, branch or tag")

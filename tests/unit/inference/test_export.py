@@ -71,7 +71,7 @@ def output(model: LoadedModel) -> np.ndarray:
     return model.engine.run(pad(inputs, pad_token_id=model.model.card.pad_token_id))
 
 
-@pytest.mark.parametrize("kind", list(ModelKind))
+@pytest.mark.parametrize("kind", list(ARCHITECTURES))
 def test_a_worker_uses_the_export(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: ModelKind) -> None:
     """Both kinds, in float32 and int8, with their figures printed; the worker exports nothing of its own."""
     path = small_model(tmp_path / "small", kind)
