@@ -57,6 +57,7 @@ class Batcher(Generic[W, R]):
             batch is split until the request at fault stands alone.
         limits: see BatchLimits.
         capability: name for metrics, log lines and the thread.
+        give_way: see Engine.give_way; called before each batch, on the engine's thread.
         clock: passed in by tests.
     """
 
@@ -66,9 +67,11 @@ class Batcher(Generic[W, R]):
         limits: BatchLimits,
         *,
         capability: str,
+        give_way: Callable[[bool], None] = lambda _: None,
         clock: Clock = monotonic,
     ) -> None:
         self._run = run
+        self._give_way = give_way
         self._clock = clock
         self._metrics = BatchMetrics(capability)
         self._capability = capability
@@ -84,6 +87,7 @@ class Batcher(Generic[W, R]):
         self._runs_canary = False
         self._allowance_seconds = 0.0
         self._backlogged = False
+        self._gives_way = False
         self._failures = 0
         self._last_progress = clock()
         self._draining = False
@@ -284,6 +288,8 @@ class Batcher(Generic[W, R]):
         self._runs_canary = batch[0].ticket.canary
         self._allowance_seconds = self._pace.allowance_seconds(batch)
         self._backlogged = len(self._queue) > 0
+        bulk = any(entry.ticket.priority is Priority.BULK for entry in batch)
+        self._gives_way = bulk and self._pace.interactive_expected()
         self._metrics.queued(self._queue.tokens)
         for entry in batch:
             if entry.ticket.started_at is None:
@@ -299,6 +305,7 @@ class Batcher(Generic[W, R]):
     def _compute(self, batch: list[Entry[W, R]]) -> None:
         started = self._clock()
         try:
+            self._give_way(self._gives_way)
             results = self._run([entry.work for entry in batch])
             if len(results) != len(batch):
                 raise RuntimeError(f"the engine answered {len(results)} results for {len(batch)} items")

@@ -26,8 +26,9 @@ end and is then computed: two and a half times what it takes alone. Shorter batc
 one request most held a single text on two CPUs, and beside one request after the other bulk kept a fifth of its pace.
 """
 
-_HOP_SECONDS = 0.002
-"""What a request takes at least beside the engine's time: on a fast engine most of what its caller sees."""
+_HOP_SECONDS = 0.0015
+"""By so much bulk batches may be longer: what a request takes beside the engine's time is, on a fast engine, most of
+what its caller sees. Not more, since that part takes longer beside a bulk job, too."""
 
 _SPEED_MEMORY_SECONDS = 1.0
 """Of computing: the speed follows a change of load within about so long, however short the batches are."""
@@ -85,6 +86,10 @@ class Pace:
         self._interactive_at = -math.inf
         self._interactive_seconds: float | None = None
         self._bulk_tokens_per_second: float | None = None
+
+    def interactive_expected(self) -> bool:
+        """Whether an interactive request may come at any moment."""
+        return self._clock() - self._interactive_at < INTERACTIVE_WINDOW_SECONDS
 
     def seconds(self, tokens: float) -> float:
         """How long the engine takes for ``tokens``; 0.0 while its speed is unknown."""
@@ -158,10 +163,9 @@ class Pace:
         where their time is as wanted.
         """
         speed = self._bulk_tokens_per_second or self.tokens_per_second
-        expected = self._clock() - self._interactive_at < INTERACTIVE_WINDOW_SECONDS
-        if not expected or self._interactive_seconds is None or not speed:
+        if not self.interactive_expected() or self._interactive_seconds is None or not speed:
             return None
-        return max(1, int(speed * _BULK_OVER_INTERACTIVE * (self._interactive_seconds + _HOP_SECONDS)))
+        return max(1, int(speed * (_BULK_OVER_INTERACTIVE * self._interactive_seconds + _HOP_SECONDS)))
 
 
 def _moved(known: float | None, newest: float, weight: float) -> float:

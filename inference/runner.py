@@ -101,6 +101,7 @@ class ModelRunner(Generic[W, R]):
                 initial_tokens_per_second=loaded.verdict.tokens_per_second,
             ),
             capability=capability,
+            give_way=loaded.engine.give_way,
         )
 
     def start(self) -> None:

@@ -75,6 +75,7 @@ class FakeEngine:
     def __init__(self, head: Head) -> None:
         self._head = head
         self.batches: list[PaddedBatch] = []
+        self.gave_way: list[bool] = []
 
     def run(self, batch: PaddedBatch) -> FloatArray:
         """See Engine."""
@@ -85,6 +86,10 @@ class FakeEngine:
             return batch.lengths[:, None].astype(np.float32)
         states = np.eye(_DIMENSIONS, dtype=np.float32)[batch.ids % _DIMENSIONS]
         return pooled(states, batch, self._head)
+
+    def give_way(self, yes: bool) -> None:
+        """See Engine."""
+        self.gave_way.append(yes)
 
     def close(self) -> None:
         """See Engine."""

@@ -66,6 +66,13 @@ class Engine(Protocol):
         """
         ...
 
+    def give_way(self, yes: bool) -> None:
+        """Leave one CPU to others from the next batch on, or use all again, where its threads compute on several.
+
+        Beside a bulk job: the event loops of the worker and the gateway have to get through to interactive requests.
+        """
+        ...
+
     def close(self) -> None:
         """Free the model's memory."""
         ...

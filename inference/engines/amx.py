@@ -119,6 +119,7 @@ class AmxEngine:
         self._head = head
         self._weights = _Weights(model, config, self._library)
         self._rooms = [_Room(self._library, self._weights) for _ in range(max(1, threads))]
+        self._threads = len(self._rooms)
         self._classifier = _Classifier(self._weights) if head is Head.LOGITS else None
         self._weights.forget_files()
         self._helpers = _started(len(self._rooms) - 1) if len(self._rooms) > 1 else None
@@ -134,6 +135,10 @@ class AmxEngine:
         states = np.zeros((*batch.ids.shape, self._weights.config.hidden), dtype=np.float32)
         states[batch.mask.astype(bool)] = found
         return pooled(states, batch, self._head)
+
+    def give_way(self, yes: bool) -> None:
+        """See Engine."""
+        self._threads = max(1, len(self._rooms) - yes)
 
     def close(self) -> None:
         """See Engine."""
@@ -152,7 +157,7 @@ class AmxEngine:
         types = None if batch.type_ids is None else batch.type_ids[real]
         self._weights.require_known(ids, places, types)
         lengths = batch.lengths.astype(np.int32)
-        chunks = _Chunks.of(lengths, threads=len(self._rooms))
+        chunks = _Chunks.of(lengths, threads=self._threads)
         rows = len(ids) if pool is _Pool.STATES else len(lengths)
         result = np.empty((rows, self._weights.config.hidden), dtype=np.float32)
         job = _Batch(
@@ -169,7 +174,7 @@ class AmxEngine:
         def take_part(room: _Room) -> None:
             room.work(job, rows=chunks.largest, longest=longest)
 
-        mine, *theirs = self._rooms[: job.chunks]
+        mine, *theirs = self._rooms[: min(self._threads, job.chunks)]
         helping: list[Future[None]] = []
         try:
             if self._helpers is not None:

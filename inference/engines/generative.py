@@ -32,12 +32,13 @@ class GenerativeEngine:
         self._module = module.to(self._device)
         self._takes = frozenset(inspect.signature(self._module.forward).parameters)
         self._threads = options.threads if self._on_cpu else 0
+        self._used_threads = self._threads
         self.traits = EngineTraits(name=_NAMES[options.precision], precision=options.precision, device=options.device)
 
     def run(self, batch: PaddedBatch) -> FloatArray:
         """See Engine."""
         if self._threads:
-            torch.set_num_threads(self._threads)  # counts for the calling thread, which is not the one that loaded
+            torch.set_num_threads(self._used_threads)  # counts for the calling thread, which is not the one that loaded
         try:
             with torch.inference_mode():
                 last = self._last_logits(batch).float()
@@ -49,6 +50,10 @@ class GenerativeEngine:
             score = score - last[:, self._answers.no]
         found: FloatArray = score[:, None].cpu().numpy()
         return found
+
+    def give_way(self, yes: bool) -> None:
+        """See Engine."""
+        self._used_threads = max(1, self._threads - yes)
 
     def close(self) -> None:
         """See Engine."""

@@ -55,6 +55,9 @@ class OnnxRuntimeEngine:
             raise
         return output if self._head is Head.LOGITS else pooled(output, batch, self._head)
 
+    def give_way(self, yes: bool) -> None:
+        """See Engine. A session's threads are fixed when it is made, so it uses all of them."""
+
     def close(self) -> None:
         """See Engine."""
         del self._session

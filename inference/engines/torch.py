@@ -66,6 +66,7 @@ class TorchEngine:
         if options.threads:
             torch.set_num_threads(options.threads)
         self._threads = options.threads if options.device == "cpu" else 0
+        self._parts = self._threads
         if options.device == "cpu":
             _keep_freed_memory()
         self._helpers = (
@@ -92,11 +93,15 @@ class TorchEngine:
     def run(self, batch: PaddedBatch) -> FloatArray:
         """See Engine."""
         if self._helpers is not None and len(batch.ids) > 1:
-            outputs = list(self._helpers.map(self._computed, split(batch, self._threads)))
+            outputs = list(self._helpers.map(self._computed, split(batch, self._parts)))
             return _joined(outputs, batch) if self._head is Head.TOKENS else np.concatenate(outputs)
         if self._threads:
             torch.set_num_threads(self._threads)  # a thread takes over what was set last, and helpers set 1
         return self._computed(batch)
+
+    def give_way(self, yes: bool) -> None:
+        """See Engine."""
+        self._parts = max(1, self._threads - yes)
 
     def close(self) -> None:
         """See Engine."""

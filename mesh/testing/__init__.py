@@ -2,6 +2,6 @@
 
 from mesh.testing.clock import FakeClock
 from mesh.testing.embedding import ScriptedEmbedding
-from mesh.testing.server import RunningWorker, serve, serve_in_thread
+from mesh.testing.server import RunningWorker, serve, serve_in_thread, until_serving
 
-__all__ = ["FakeClock", "RunningWorker", "ScriptedEmbedding", "serve", "serve_in_thread"]
+__all__ = ["FakeClock", "RunningWorker", "ScriptedEmbedding", "serve", "serve_in_thread", "until_serving"]

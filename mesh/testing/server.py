@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 from pydantic_settings import SettingsConfigDict
 
+from mesh.hop import Hop
 from mesh.serving import Capability, Worker
 from mesh.settings import WorkerSettings
 
 _START_SECONDS = 10.0
+_POLL_SECONDS = 0.01
 
 
 class _TestSettings(WorkerSettings):
@@ -48,6 +50,18 @@ async def serve(
         yield RunningWorker(worker, f"127.0.0.1:{worker.port}")
     finally:
         await worker.stop()
+
+
+async def until_serving(hop: Hop) -> None:
+    """Wait until the probe of a client's hop has heard SERVING. Raises TimeoutError.
+
+    An answered call does not tell that: it may overtake the news that the worker was loading a moment ago, and the next
+    call is then refused.
+    """
+    hop.start()
+    async with asyncio.timeout(_START_SECONDS):
+        while not hop.status().serving:  # noqa: ASYNC110 - a hop tells nobody when its health changes
+            await asyncio.sleep(_POLL_SECONDS)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ from mesh.errors import (
 from mesh.pb.embedding.v1 import embedding_pb2 as pb
 from mesh.pb.embedding.v1 import embedding_pb2_grpc
 from mesh.serving import Capability
-from mesh.testing import serve
+from mesh.testing import serve, until_serving
 
 LIMITS = RunnerLimits(items_per_request=50, tokens_per_request=400, queued_tokens=1000, batch_tokens=32)
 
@@ -59,18 +59,8 @@ async def client(tmp_path: Path) -> AsyncIterator[AsyncEmbeddingServiceClient]:
     """A client of a worker that serves."""
     life = ModelLife(lambda: Embedder(fake_loaded_model(tmp_path), LIMITS), capability="embedding")
     async with serve([capability(life)]) as running, AsyncEmbeddingServiceClient(running.target) as connected:
-        await _until_answered(connected)
+        await until_serving(connected.hop)
         yield connected
-
-
-async def _until_answered(client: AsyncEmbeddingServiceClient) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                await client.info(deadline=Deadline.after(1.0))
-                return
-            except Unavailable:
-                await asyncio.sleep(0.01)
 
 
 async def test_vectors_usage_and_cuts(client: AsyncEmbeddingServiceClient) -> None:
@@ -165,7 +155,7 @@ async def test_input_types_and_prompts(tmp_path: Path) -> None:
     (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts), encoding="utf-8")
     life = ModelLife(lambda: Embedder(fake_loaded_model(tmp_path), LIMITS), capability="embedding")
     async with serve([capability(life)]) as running, AsyncEmbeddingServiceClient(running.target) as client:
-        await _until_answered(client)
+        await until_serving(client.hop)
         (model,) = (await client.info()).models
         assert model.profile.prompts == prompts["prompts"]
         for options, text in (
@@ -221,7 +211,7 @@ async def test_what_a_full_queue_refuses_is_not_tokenized(tmp_path: Path) -> Non
     limits = RunnerLimits(items_per_request=50, tokens_per_request=400, queued_tokens=30, batch_tokens=3)
     life = ModelLife(lambda: Embedder(loaded, limits), capability="embedding")
     async with serve([capability(life)]) as running, AsyncEmbeddingServiceClient(running.target) as client:
-        await _until_answered(client)
+        await until_serving(client.hop)
         engine.gate.clear()
         admitted = [asyncio.create_task(client.embed(["cat"] * count)) for count in (1, 9)]
         async with asyncio.timeout(5):
@@ -243,7 +233,7 @@ async def test_the_event_loop_stays_free_while_a_large_readable_answer_is_built(
     limits = replace(limits, batch_tokens=10**6)
     life = ModelLife(lambda: Embedder(fake_loaded_model(tmp_path), limits), capability="embedding")
     async with serve([capability(life)]) as running, AsyncEmbeddingServiceClient(running.target) as client:
-        await _until_answered(client)
+        await until_serving(client.hop)
         async with grpc.aio.insecure_channel(running.target) as channel:
             stub: Any = embedding_pb2_grpc.EmbeddingServiceStub(channel)
             request = pb.EmbedRequest(texts=["cat", "dog"] * 5_000, format=pb.VECTOR_FORMAT_FLOATS)

@@ -20,7 +20,7 @@ from mesh.context import CallContext, Priority, current_call
 from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, InvalidRequest, NotFound, Overloaded, Unavailable
 from mesh.serving import Capability
-from mesh.testing import serve
+from mesh.testing import serve, until_serving
 
 CHAT = Generation(messages=(ChatMessage(Role.USER, "Say it."),), sampling=Sampling(temperature=0.0))
 Connect = Callable[..., Awaitable[AsyncLLMServiceClient]]
@@ -37,20 +37,10 @@ async def connect() -> AsyncIterator[Connect]:
             capability = Capability(service=SERVICE, register=servicer.register, start=writer.start, stop=writer.stop)
             running = await stack.enter_async_context(serve([capability]))
             client = await stack.enter_async_context(AsyncLLMServiceClient(running.target))
-            await _until_serving(client)
+            await until_serving(client.hop)
             return client
 
         yield one
-
-
-async def _until_serving(client: AsyncLLMServiceClient) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                await client.info(deadline=Deadline.after(1.0))
-                return
-            except Unavailable:
-                await asyncio.sleep(0.01)
 
 
 async def _collect(client: AsyncLLMServiceClient, seen: list[GenerateEvent]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,10 +13,9 @@ from inference.runner import RunnerLimits
 from inference.testing import fake_loaded_model
 from mesh.clients.embedding import Truncation
 from mesh.clients.reranking import AsyncRerankingServiceClient, RerankOptions
-from mesh.deadline import Deadline
-from mesh.errors import InvalidRequest, MeshError, NotFound, PayloadTooLarge, Unavailable
+from mesh.errors import InvalidRequest, MeshError, NotFound, PayloadTooLarge
 from mesh.serving import Capability
-from mesh.testing import serve
+from mesh.testing import serve, until_serving
 from reranking_service.late_interaction import LateInteractionScorer
 from reranking_service.reranker import Reranker
 from reranking_service.servicer import SERVICE, RerankingServicer
@@ -37,13 +35,7 @@ async def client(tmp_path: Path) -> AsyncIterator[AsyncRerankingServiceClient]:
     servicer = RerankingServicer(life, max_request_bytes=1024)
     capability = Capability(service=SERVICE, register=servicer.register, start=life.start, stop=life.stop)
     async with serve([capability]) as running, AsyncRerankingServiceClient(running.target) as connected:
-        async with asyncio.timeout(10):
-            while True:
-                try:
-                    await connected.info(deadline=Deadline.after(1.0))
-                    break
-                except Unavailable:
-                    await asyncio.sleep(0.01)
+        await until_serving(connected.hop)
         yield connected
 
 

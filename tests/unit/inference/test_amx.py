@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from inference import machine
 from inference.card import ModelKind
 from inference.engines import Head, amx, checks
+from inference.engines.amx import _Room
 from inference.engines.choice import EnginePlan, Job, _open_reference
 from inference.models import ModelRequest, resolve
 from inference.padding import PaddedBatch, pad
@@ -123,8 +124,40 @@ def test_company_and_threads_do_not_change_a_bit(tmp_path: Path) -> None:
     engine, threaded = _engine(job, tmp_path), _engine(job, tmp_path, threads=3)
     together = engine.run(pad(inputs))
     np.testing.assert_array_equal(threaded.run(pad(inputs)), together)
+    threaded.give_way(True)
+    np.testing.assert_array_equal(threaded.run(pad(inputs)), together)
     for row, each in enumerate(inputs[: len(_TEXTS)]):
         np.testing.assert_array_equal(engine.run(pad([each]))[0], together[row])
+    threaded.close()
+
+
+@needs_amx
+@pytest.mark.workers_env
+def test_an_engine_that_gives_way_leaves_one_thread_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it is told otherwise; and it never leaves out its last."""
+    job = _job(tmp_path / "model", Head.MEAN, _WIDTHS["one tile a head"])
+    inputs = pad(job.tokenizer.singles(_TEXTS * 60, Truncation.END).inputs)
+    taken = list[object]()
+    work = _Room.work
+
+    def counted(room: _Room, *arguments: Any, **options: Any) -> None:
+        taken.append(room)
+        work(room, *arguments, **options)
+
+    monkeypatch.setattr(_Room, "work", counted)
+
+    def used(engine: Any) -> int:
+        taken.clear()
+        engine.run(inputs)
+        return len(taken)
+
+    single, threaded = _engine(job, tmp_path), _engine(job, tmp_path, threads=3)
+    found = [used(threaded)]
+    for yes in (True, False):
+        threaded.give_way(yes)
+        found.append(used(threaded))
+    single.give_way(True)
+    assert (found, used(single)) == ([3, 2, 3], 1)
     threaded.close()
 
 

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from inference.batcher import Batcher
+from inference.pace import INTERACTIVE_WINDOW_SECONDS
 from inference.testing import FakeWork, GatedRun
 from mesh.context import Priority
 from mesh.deadline import Deadline
@@ -35,6 +36,25 @@ async def test_the_next_batch_forms_while_one_is_computed() -> None:
         run.gate.set()
         assert await asyncio.gather(first, *others) == [[2], [4], [6], [8]]
     assert [len(batch) for batch in run.batches] == [1, 3]
+
+
+async def test_bulk_batches_give_way_while_interactive_requests_may_come() -> None:
+    """Only then: a bulk job that is alone, and interactive work itself, use every CPU."""
+    now, told = 100.0, list[bool]()
+    run = GatedRun()
+    batcher: Batcher[FakeWork, int] = Batcher(run, LIMITS, capability="test", give_way=told.append, clock=lambda: now)
+    batcher.start()
+
+    async def compute(priority: Priority) -> None:
+        await batcher.submit([FakeWork(4, 1)], deadline=Deadline.after(10), priority=priority)
+
+    await compute(Priority.BULK)
+    await compute(Priority.INTERACTIVE)
+    await compute(Priority.BULK)
+    now += INTERACTIVE_WINDOW_SECONDS
+    await compute(Priority.BULK)
+    await batcher.stop()
+    assert told == [False, False, True, False]
 
 
 async def test_work_past_its_deadline_is_not_computed() -> None:

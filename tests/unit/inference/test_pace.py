@@ -205,7 +205,7 @@ def test_the_size_of_short_batches_settles_where_they_take_the_wanted_time() -> 
         run.compute()
         last = run.compute()
     assert last is not None
-    assert last.seconds == pytest.approx(1.5 * (0.04 + 0.002), rel=0.1)
+    assert last.seconds == pytest.approx(1.5 * 0.04 + 0.0015, rel=0.1)
 
 
 def test_a_slow_engine_gets_batches_of_about_a_second() -> None:
