@@ -100,7 +100,7 @@ class Admission:
         later: calls something after so many seconds.
     """
 
-    def __init__(  # noqa: PLR0913 - two seams of time for the tests, all by name
+    def __init__(
         self,
         *,
         concurrency: int,

@@ -16,7 +16,7 @@ from mesh.telemetry import get_logger
 log = get_logger(__name__)
 
 READ_EVERY_SECONDS = 0.5
-STALE_SECONDS = 3.0
+STALE_SECONDS = 10.0
 """A reading older than this tells nothing: what can be known without it is used instead."""
 FULL_SHARE = 0.95
 """Of the key-value cache: beyond it an engine interrupts requests that it had begun, and computes them again."""

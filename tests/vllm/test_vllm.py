@@ -36,7 +36,7 @@ LAYOUT = Layout.from_environment(os.environ)
 PYTHON = LAYOUT.python("vllm")
 PAGE = yaml.safe_load((CHECKOUT / "ops" / "demo_llm" / "questions.yaml").read_text())["entries"]
 STREAMS = 32
-CROWD = 256
+CROWD = 128
 ENDLESS = 4_242
 """The seed of requests that vLLM is told not to end by itself: the demo model's own answers are short."""
 START_SECONDS = 300.0

@@ -15,7 +15,7 @@ import pytest
 
 from llm_service.engines.vllm import CONCURRENCY, VllmEngine, number_format
 from llm_service.generation import Ended, FinishReason, Generation, Message, Piece, Role, Sampling, Usage
-from llm_service.load import EngineLoad
+from llm_service.load import STALE_SECONDS, EngineLoad
 from llm_service.process import Command
 from llm_service.settings import LlmSettings
 from llm_service.testing import ScriptedChild
@@ -227,7 +227,7 @@ async def test_its_load_is_read_while_it_serves(make: Make) -> None:
         await asyncio.sleep(0)
     assert engine.load() == EngineLoad(running=len(server.bodies), waiting=0, kv_used=0.25)
     assert {family.name for family in engine.families()} >= {"vllm:num_requests_running"}
-    server.clock.advance(10.0)
+    server.clock.advance(STALE_SECONDS + 1.0)
     assert engine.load() is None
 
 
