@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ RUNNING_NAME = "vllm:num_requests_running"
 WAITING_NAME = "vllm:num_requests_waiting"
 _KV_USED = "vllm:kv_cache_usage_perc"
 _KV_SIZE = "vllm:cache_config_info"
+_OF_THE_ENGINE = re.compile(r"(# (HELP|TYPE) )?vllm:")
 _WANTED = (RUNNING_NAME, WAITING_NAME, _KV_USED, _KV_SIZE)
 
 
@@ -115,8 +117,14 @@ class LoadWatch:
         return self._load if self._is_fresh() else None
 
     def families(self) -> Iterable[Metric]:
-        """All that the engine published at the latest reading; empty where it is stale."""
-        return text_string_to_metric_families(self._exposition) if self._is_fresh() else ()
+        """What the engine published of itself at the latest reading; empty where it is stale.
+
+        Its process's own figures are left out: they bear the names of this process's.
+        """
+        if not self._is_fresh():
+            return ()
+        lines = "\n".join(line for line in self._exposition.splitlines() if _OF_THE_ENGINE.match(line))
+        return text_string_to_metric_families(lines + "\n")
 
     async def run(self) -> None:
         """Read for ever."""

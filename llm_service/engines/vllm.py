@@ -79,7 +79,7 @@ class VllmEngine(ChildEngine):
 
     async def _find(self) -> Served:
         self._model = await LocalModel.find(self._settings)
-        self._directory.mkdir(mode=0o700)
+        self._directory.mkdir(mode=0o700, exist_ok=True)
         self._distribution, self._version = await installed_version(self._python, _CUDA, _CPU)
         if not self._distribution:
             raise ModelUnusable(

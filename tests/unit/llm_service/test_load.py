@@ -104,6 +104,19 @@ async def test_a_reading_lasts_while_it_is_fresh() -> None:
         assert watch.load is not None
 
 
+async def test_only_the_engines_own_metrics_are_passed_on() -> None:
+    """Names that this process has too would stand twice in a scrape, which is then refused as a whole."""
+    published = Published(
+        "# TYPE process_open_fds gauge\nprocess_open_fds 7\n" + EXPOSITION + "http_requests_total 3\n"
+    )
+    watch = LoadWatch(published.fetch)
+    await watch.read()
+    families = {family.name: family for family in watch.families()}
+    assert all(name.startswith("vllm:") for name in families)
+    assert families["vllm:num_requests_running"].type == "gauge"
+    assert len(families["vllm:num_requests_running"].samples) == 2
+
+
 async def test_what_cannot_be_read_ends_no_watch() -> None:
     """Readings go on after one that was nonsense."""
     pauses: list[float] = []
