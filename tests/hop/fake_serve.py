@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import socket
-import socketserver
 import sys
 import threading
 import time
@@ -116,8 +115,8 @@ class UnixServer(ThreadingHTTPServer):
     address_family = socket.AF_UNIX
 
     def server_bind(self) -> None:
-        """Bind without asking for a host's name, which a path has none of."""
-        socketserver.TCPServer.server_bind(self)
+        """Bind to a path, which has neither port nor name."""
+        self.socket.bind(str(self.server_address[0]))
         self.server_name, self.server_port = "engine", 0
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -132,7 +131,7 @@ def main(arguments: list[str]) -> None:
         print(f"{arguments[-1]}\n0.0.fake")
         return
     if "--uds" in arguments:
-        UnixServer(arguments[arguments.index("--uds") + 1], Handler).serve_forever()
+        UnixServer((arguments[arguments.index("--uds") + 1], 0), Handler).serve_forever()
     port = int(arguments[arguments.index("--port") + 1])
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
