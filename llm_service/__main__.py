@@ -11,13 +11,19 @@ from mesh.serving import Capability, run
 
 def make_engine(settings: LlmSettings) -> Engine:
     """The engine that the settings name."""
-    if settings.engine == "openai":
-        from llm_service.engines.openai import OpenAIEngine
+    match settings.engine:
+        case "openai":
+            from llm_service.engines.openai import OpenAIEngine
 
-        return OpenAIEngine(settings)
-    from llm_service.engines.transformers import TransformersEngine
+            return OpenAIEngine(settings)
+        case "vllm":
+            from llm_service.engines.vllm import VllmEngine
 
-    return TransformersEngine(settings)
+            return VllmEngine(settings)
+        case "transformers":
+            from llm_service.engines.transformers import TransformersEngine
+
+            return TransformersEngine(settings)
 
 
 def make_capability(settings: LlmSettings, engine: Engine | None = None) -> Capability:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
+from llm_service.load import READ_EVERY_SECONDS, EngineLoad
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
@@ -16,6 +17,8 @@ from mesh.resilience import ReturnSchedule, ServiceTime
 
 INTERACTIVE_TURNS = 3
 """So many interactive requests go before a waiting bulk one: interactive first, and neither lane starves."""
+WAITING_CACHES = 2.0
+"""So often may the prompts let in fill the engine's key-value cache: once at work, once waiting."""
 RECENT_SECONDS = 30.0
 """Interactive work that came within this time may come again: bulk work leaves slots free for it."""
 
@@ -26,10 +29,15 @@ _LONGEST_ADVICE_SECONDS = 60.0
 
 @dataclass(eq=False, slots=True)
 class _Waiter:
-    """One who waits for a slot, and for how long that is of use."""
+    """One who waits for a slot, for how long that is of use, and how many tokens the engine will read for it."""
 
     deadline: Deadline
+    tokens: int = 0
     turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+def _on_the_loop(seconds: float, call: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(seconds, call)
 
 
 class Place:
@@ -41,14 +49,25 @@ class Place:
         self._priority = priority
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
+    async def slot(self, tokens: int = 0) -> AsyncIterator[None]:
         """Hold a slot of the engine for the length of the block.
 
+        Args:
+            tokens: length of the prompt; 0 where it is not known.
+
         Raises:
+            Overloaded: more tokens wait than the engine reads in a reasonable time; come back after ``retry_after``.
             DeadlineExceeded: the time was up before a slot was free.
         """
         admission = self._admission
-        await admission.enter(self._deadline, self._priority)
+        with admission.tokens(tokens):
+            async with self._entered(tokens):
+                yield
+
+    @asynccontextmanager
+    async def _entered(self, tokens: int) -> AsyncIterator[None]:
+        admission = self._admission
+        await admission.enter(self._deadline, self._priority, tokens)
         started = admission.begin(self)
         whole = False
         try:
@@ -56,7 +75,7 @@ class Place:
             whole = True
         finally:
             admission.end(self, started, whole=whole)
-            admission.leave(self._priority)
+            admission.leave(self._priority, tokens)
 
 
 class Admission:
@@ -68,12 +87,36 @@ class Admission:
     With more than one slot, bulk work leaves a quarter of them (one at least) free while interactive work is recent.
     The engine does not interrupt an answer: with a single slot, an interactive request waits for one bulk answer at
     most, and ``max_tokens`` is the bound on that.
+
+    Where the engine says what it has to do, requests are handed to it only while it can run them: one that it would
+    keep waiting waits here instead, where priorities and deadlines count, and where it can still be refused. Until its
+    next reading the prompts' tokens tell, which fill the key-value cache.
+
+    Args:
+        concurrency: most requests at the engine at once.
+        queue: most requests that wait.
+        engine_load: the latest reading of the engine's load; None where there is none.
+        clock: source of time.
+        later: calls something after so many seconds.
     """
 
-    def __init__(self, *, concurrency: int, queue: int, clock: Clock = monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        concurrency: int,
+        queue: int,
+        engine_load: Callable[[], EngineLoad | None] = lambda: None,
+        clock: Clock = monotonic,
+        later: Callable[[float, Callable[[], None]], object] = _on_the_loop,
+    ) -> None:
+        self._later = later
         self._concurrency = concurrency
         self._queue = queue
+        self._engine_load = engine_load
         self._clock = clock
+        self._tokens_let_in = 0
+        self._tokens_running = 0
+        self._looks_again = False
         self._kept_free = max(1, concurrency // 4) if concurrency > 1 else 0
         places = concurrency + queue
         kept_for_others = {Priority.INTERACTIVE: places // 8, Priority.BULK: places // 4} if queue else {}
@@ -135,9 +178,19 @@ class Admission:
 
     # -- for Place ------------------------------------------------------------------------------------------------
 
-    async def enter(self, deadline: Deadline, priority: Priority) -> None:
+    @contextmanager
+    def tokens(self, tokens: int) -> Iterator[None]:
+        """Count a prompt's tokens among those let in. Raises Overloaded where there are too many."""
+        self._require_tokens(tokens)
+        self._tokens_let_in += tokens
+        try:
+            yield
+        finally:
+            self._tokens_let_in -= tokens
+
+    async def enter(self, deadline: Deadline, priority: Priority, tokens: int = 0) -> None:
         """Wait for a slot. Raises DeadlineExceeded."""
-        waiter = _Waiter(deadline)
+        waiter = _Waiter(deadline, tokens)
         lane = self._lanes[priority]
         lane.append(waiter)
         self._hand_out()
@@ -150,7 +203,7 @@ class Admission:
             if waiter in lane:
                 lane.remove(waiter)
             elif waiter.turn.done() and not waiter.turn.cancelled() and waiter.turn.exception() is None:
-                self.leave(priority)  # the slot was handed over in the moment the waiting ended: pass it on
+                self.leave(priority, tokens)  # the slot was handed over in the moment the waiting ended: pass it on
             if isinstance(error, TimeoutError):
                 raise _too_late() from None
             raise
@@ -166,16 +219,18 @@ class Admission:
         seconds = self._clock() - started
         (self._service_time.learn if whole else self._service_time.learn_at_least)(seconds)
 
-    def leave(self, priority: Priority) -> None:
+    def leave(self, priority: Priority, tokens: int = 0) -> None:
         """Give a slot back to whoever is next."""
         self._running[priority] -= 1
+        self._tokens_running -= tokens
         self._hand_out()
 
     # -- refusals -------------------------------------------------------------------------------------------------
 
     def _require_room(self, priority: Priority) -> None:
         inside = sum(self._let_in.values())
-        if inside < self._concurrency + self._queue and self._let_in[priority] < self._places[priority]:
+        withheld = self._concurrency - self._slots
+        if inside + withheld < self._concurrency + self._queue and self._let_in[priority] < self._places[priority]:
             return
         raise Overloaded(
             f"The model is busy and {inside} requests are before this one; come back later.",
@@ -188,13 +243,26 @@ class Admission:
             return
         now = self._clock()
         unfinished = sum(self._service_time.left(now - started) for started in self._started.values())
-        done_after = self._service_time.longest((self._ahead(priority) + unfinished) / self._concurrency + 1)
+        done_after = self._service_time.longest((self._ahead(priority) + unfinished) / self._slots + 1)
         if done_after <= deadline.remaining():
             return
         raise Overloaded(
             "The queue is longer than the request's deadline allows; come back later or allow more time.",
             reason="QUEUE_LONGER_THAN_DEADLINE",
             retry_after=self._retry_after(done_after - deadline.remaining()),
+        )
+
+    def _require_tokens(self, tokens: int) -> None:
+        load = self._engine_load()
+        if load is None or not load.kv_tokens or not self._tokens_let_in:
+            return
+        excess = (self._tokens_let_in + tokens) / load.kv_tokens - WAITING_CACHES
+        if excess <= 0:
+            return
+        raise Overloaded(
+            f"The prompts before this one hold {self._tokens_let_in} tokens; come back later.",
+            reason="QUEUE_FULL_OF_TOKENS",
+            retry_after=self._retry_after(excess * self._service_time.mean),
         )
 
     def _ahead(self, priority: Priority) -> int:
@@ -211,33 +279,57 @@ class Admission:
     @property
     def _turn_seconds(self) -> float:
         """Seconds from one request that is done to the next."""
-        return self._service_time.mean / self._concurrency
+        return self._service_time.mean / self._slots
+
+    @property
+    def _slots(self) -> int:
+        """How many requests the engine runs at once, as far as that is known."""
+        load = self._engine_load()
+        if load is None or not load.saturated:
+            return self._concurrency
+        return max(1, min(self._concurrency, load.running))
 
     def _retry_after(self, until_there_is_room: float) -> float:
         return self._returns.next(self._turn_seconds, until_there_is_room)
 
     # -- turns ----------------------------------------------------------------------------------------------------
 
-    def _may_start(self, priority: Priority) -> bool:
-        if self.running >= self._concurrency:
+    def _may_start(self, priority: Priority, tokens: int = 0) -> bool:
+        if self.running >= self._concurrency or (self.running and not self._engine_can_run(tokens)):
             return False
         recent = self._clock() - self._interactive_at < RECENT_SECONDS
         return not (
             priority is Priority.BULK and recent and self._running[Priority.BULK] >= self._concurrency - self._kept_free
         )
 
+    def _engine_can_run(self, tokens: int) -> bool:
+        """Whether it would begin at once, by its latest reading and by what it was handed. Unknown means yes."""
+        load = self._engine_load()
+        if load is None:
+            return True
+        return not load.saturated and (not load.kv_tokens or self._tokens_running + tokens <= load.kv_tokens)
+
     def _hand_out(self) -> None:
         while (found := self._next()) is not None:
             lane, waiter = found
             self._running[lane] += 1
+            self._tokens_running += waiter.tokens
             waiter.turn.set_result(None)
+        if not self._looks_again and self.waiting and self._engine_load() is not None:
+            # What holds them back may end without anybody leaving: by the next reading.
+            self._looks_again = True
+            self._later(READ_EVERY_SECONDS, self._look_again)
+
+    def _look_again(self) -> None:
+        self._looks_again = False
+        self._hand_out()
 
     def _next(self) -> tuple[Priority, _Waiter] | None:
         for lane in self._lanes.values():
             _forget_those_gone(lane)
         interactive, bulk = self._lanes[Priority.INTERACTIVE], self._lanes[Priority.BULK]
-        bulk_may = bool(bulk) and self._may_start(Priority.BULK)
-        interactive_may = bool(interactive) and self._may_start(Priority.INTERACTIVE)
+        bulk_may = bool(bulk) and self._may_start(Priority.BULK, bulk[0].tokens)
+        interactive_may = bool(interactive) and self._may_start(Priority.INTERACTIVE, interactive[0].tokens)
         if bulk_may and (not interactive_may or self._turns >= INTERACTIVE_TURNS):
             self._turns = 0
             return Priority.BULK, bulk.popleft()

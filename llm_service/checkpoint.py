@@ -22,12 +22,14 @@ class Checkpoint:
     Attributes:
         path: its directory.
         context_tokens: longest prompt and answer together; 0 when the files do not say.
+        dtype: number format of the weights, such as bfloat16; empty when the files do not say.
         has_chat_template: whether it can answer chats, and not only continue prompts.
         generation_defaults: the author's ``generation_config.json``.
     """
 
     path: Path
     context_tokens: int
+    dtype: str
     has_chat_template: bool
     generation_defaults: dict[str, Any]
 
@@ -53,6 +55,7 @@ def inspect(path: Path) -> Checkpoint:
     return Checkpoint(
         path=path,
         context_tokens=_context_tokens(config),
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or ""),
         has_chat_template=(path / "chat_template.jinja").is_file() or bool(tokenizer_config.get("chat_template")),
         generation_defaults=_read_json(path / "generation_config.json"),
     )

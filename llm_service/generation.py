@@ -54,12 +54,16 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """What to write: the answer to ``messages``, or the continuation of ``prompt`` as it stands; one of them."""
+    """What to write: the answer to ``messages``, or the continuation of ``prompt`` as it stands; one of them.
+
+    ``prompt_tokens`` is what `Engine.prepare` counted; 0 where nobody did.
+    """
 
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
     model: str = ""
     sampling: Sampling = field(default_factory=Sampling)
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,24 +53,30 @@ class PromptMeter:
         self._per_chat = max(0, low - fewest * self._per_message)
 
     async def fit(self, request: Generation, *, max_output_tokens: int) -> Generation:
-        """The request with ``max_tokens`` set to what was asked and the context still holds.
+        """The request with its prompt counted, and ``max_tokens`` set to what was asked and the context still holds.
 
         Raises:
             InvalidRequest: the prompt leaves no room for an answer; reason CONTEXT_OVERFLOW.
         """
         wanted = request.sampling.max_tokens or max_output_tokens
+        counted = await self.count(request)
         if self._context:
-            room = self._context - await self._prompt_tokens(request)
+            room = self._context - counted
             if room < 1:
                 raise self._overflow(request)
             wanted = min(wanted, room)
-        return replace(request, sampling=replace(request.sampling, max_tokens=wanted))
+        return replace(request, prompt_tokens=counted, sampling=replace(request.sampling, max_tokens=wanted))
 
-    async def _prompt_tokens(self, request: Generation) -> int:
+    async def count(self, request: Generation) -> int:
+        """Tokens of the prompt, what the chat template adds included.
+
+        Raises:
+            InvalidRequest: so many characters cannot fit, so they are not counted; reason CONTEXT_OVERFLOW.
+        """
         raw = request.prompt is not None
         texts = [request.prompt or ""] if raw else [message.content for message in request.messages]
         characters = sum(map(len, texts))
-        if characters > self._context * self._longest:
+        if self._context and characters > self._context * self._longest:
             raise self._overflow(request)
 
         def count() -> int:

@@ -25,21 +25,28 @@ _LONGEST_LINE = 4_000
 
 @dataclass(frozen=True)
 class Command:
-    """What to run. ``quiet`` matches lines of its output that say nothing to an operator."""
+    """What to run.
+
+    Attributes:
+        arguments: the program and what it is told.
+        environment: all of its variables.
+        quiet: matches lines of its output that say nothing to an operator.
+        computes_in_children: the program answers the door alone, so that only what it starts tells whether it works.
+    """
 
     arguments: Sequence[str]
     environment: Mapping[str, str]
     quiet: re.Pattern[str] | None = None
+    computes_in_children: bool = False
 
 
 class EngineProcess:
     """A running engine. Made by ``spawn``."""
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, output: asyncio.StreamReader, quiet: re.Pattern[str] | None
-    ) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, output: asyncio.StreamReader, command: Command) -> None:
         self._process = process
-        self._quiet = quiet
+        self._quiet = command.quiet
+        self._computes_in_children = command.computes_in_children
         self._last_lines: deque[str] = deque(maxlen=5)
         self._relay = asyncio.create_task(self._relay_output(output))
 
@@ -77,7 +84,7 @@ class EngineProcess:
         finally:
             os.close(writing)
         log.info("engine started", extra=fields(pid=process.pid))
-        return cls(process, output, command.quiet)
+        return cls(process, output, command)
 
     @property
     def last_words(self) -> str:
@@ -85,8 +92,9 @@ class EngineProcess:
         return " | ".join(self._last_lines)
 
     async def cpu_seconds(self) -> float | None:
-        """Processor time of the engine and all it started; None where the system does not say."""
-        return await asyncio.to_thread(group_cpu_seconds, self._process.pid)
+        """Processor time of what computes in the engine; None where the system does not say."""
+        tether = self._process.pid
+        return await asyncio.to_thread(group_cpu_seconds, tether, leave_out_door=self._computes_in_children)
 
     async def wait(self) -> str:
         """Wait for the engine's end, sweep up what it leaves, and say how it ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Literal, Self
 
@@ -31,15 +32,27 @@ class LlmSettings(WorkerSettings):
     served_model_name: str = Field("", description="The name that callers use; empty means the model's own.")
     model_aliases: Names = Field((), description="Further names that clients may use, separated by commas.")
 
-    engine: Literal["transformers", "openai"] = Field(
+    engine: Literal["transformers", "vllm", "openai"] = Field(
         "transformers",
-        description="transformers: the worker runs `transformers serve`. openai: any OpenAI-compatible server at "
-        "LLM_ENGINE_URL.",
+        description="transformers: the worker runs `transformers serve`. vllm: it runs vLLM, for many requests at "
+        "once. openai: any OpenAI-compatible server at LLM_ENGINE_URL.",
     )
     engine_url: str = Field("", description="Base URL with its /v1, for LLM_ENGINE=openai.")
     engine_api_key: SecretStr = Field(SecretStr(""), description="Bearer token for LLM_ENGINE=openai.")
     engine_python: str = Field(
         "", description="Python of the environment that holds the engine; empty means the worker's own."
+    )
+    engine_arguments: str = Field(
+        "",
+        description="Further arguments for vLLM as a shell would read them, for example --tensor-parallel-size 2 "
+        "--enable-auto-tool-choice --tool-call-parser hermes. They stand above the worker's own.",
+    )
+    kv_cache_gib: float = Field(
+        0.0,
+        ge=0,
+        le=10_000,
+        description="Memory for vLLM's key-value cache in GiB; 0 means 1 on a CPU, and on CUDA what the weights leave "
+        "of the memory that vLLM takes.",
     )
     device: str = Field("auto", description="Device for the engine: auto, cpu, cuda, cuda:0, …")
     dtype: str = Field("auto", description="Number format of the weights: auto, float32, bfloat16, float16.")
@@ -57,7 +70,8 @@ class LlmSettings(WorkerSettings):
         0,
         ge=0,
         le=4096,
-        description="Requests at the engine at once; 0 means what the engine does well (transformers 1, openai 32).",
+        description="Requests at the engine at once; 0 means what the engine does well (transformers 1, "
+        "openai 32, vllm 256).",
     )
     max_queued_requests: int = Field(64, ge=0, le=100_000, description="Requests that may wait; more are refused.")
 
@@ -96,4 +110,8 @@ class LlmSettings(WorkerSettings):
     def _complete(self) -> Self:
         if self.engine == "openai" and not self.engine_url.startswith(("http://", "https://")):
             raise ValueError("LLM_ENGINE=openai needs LLM_ENGINE_URL, for example http://127.0.0.1:8080/v1")
+        try:
+            shlex.split(self.engine_arguments)
+        except ValueError:
+            raise ValueError("LLM_ENGINE_ARGUMENTS has a quotation mark that is never closed.") from None
         return self

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
+
+from prometheus_client.metrics_core import Metric
 
 from llm_service.engines import Served
 from llm_service.generation import Accepted, Ended, EngineEvent, FinishReason, Generation, Piece, Usage
+from llm_service.load import EngineLoad
 from mesh.errors import MeshError
 
 
@@ -25,6 +28,8 @@ class ScriptedEngine:
         self.concurrency = concurrency
         self.release = asyncio.Event()
         self.broken: MeshError | None = None
+        self.engine_load: EngineLoad | None = None
+        self.published: list[Metric] = []
         self.requests: list[Generation] = []
         self.busy = asyncio.Event()
         self.idle = asyncio.Event()
@@ -42,6 +47,11 @@ class ScriptedEngine:
     async def prepare(self, request: Generation) -> Generation:
         """Takes any request as it is."""
         return request
+
+    async def count(self, request: Generation) -> int:
+        """One token a word."""
+        texts = [request.prompt or "", *(message.content for message in request.messages)]
+        return sum(len(text.split()) for text in texts)
 
     async def generate(self, request: Generation) -> AsyncGenerator[EngineEvent, None]:
         """The script, step by step."""
@@ -73,6 +83,14 @@ class ScriptedEngine:
     def unhealthy(self) -> MeshError | None:
         """What ``broken`` holds."""
         return self.broken
+
+    def load(self) -> EngineLoad | None:
+        """What ``engine_load`` holds."""
+        return self.engine_load
+
+    def families(self) -> Iterable[Metric]:
+        """What ``published`` holds."""
+        return self.published
 
     def version(self) -> str:
         """A version."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from llm_service.admission import Admission
 from llm_service.engines import Engine, Served
 from llm_service.generation import Ended, EngineEvent, Event, Finish, Generation, Header, Piece, Timings, check
-from llm_service.metrics import FIRST_PIECE, RUNNING, TOKENS, WAITING
+from llm_service.metrics import ENGINE, FIRST_PIECE, RUNNING, TOKENS, WAITING, Published
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
@@ -51,9 +51,12 @@ class Writer:
         self._served_name = names.served
         self._clock = clock
         self._served: Served | None = None
-        self._admission = Admission(concurrency=self.limits.concurrent, queue=limits.queued, clock=clock)
+        self._admission = Admission(
+            concurrency=self.limits.concurrent, queue=limits.queued, engine_load=engine.load, clock=clock
+        )
         RUNNING.set_function(lambda: self._admission.running)
         WAITING.set_function(lambda: self._admission.waiting)
+        ENGINE.publish(self._published)
 
     async def start(self) -> None:
         """Bring the engine up. Raises MeshError."""
@@ -87,7 +90,7 @@ class Writer:
         # Let in before it is prepared: a refusal costs no counting of tokens.
         with self._admission.place(deadline, priority) as place:
             request = await self.engine.prepare(request)
-            async with place.slot(), aclosing(self._write(request, deadline, arrived)) as events:
+            async with place.slot(request.prompt_tokens), aclosing(self._write(request, deadline, arrived)) as events:
                 async for event in events:
                     yield event
 
@@ -139,6 +142,16 @@ class Writer:
     async def stop(self) -> None:
         """End the engine."""
         await self.engine.stop()
+
+    def _published(self) -> Published:
+        served = self._served
+        return Published(
+            model=self._served_name or (served.name if served else ""),
+            running=self._admission.running,
+            waiting=self._admission.waiting,
+            load=self.engine.load(),
+            families=self.engine.families(),
+        )
 
     def _require_healthy(self) -> None:
         if (failure := self.engine.unhealthy()) is not None:

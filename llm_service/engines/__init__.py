@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from prometheus_client.metrics_core import Metric
+
 from llm_service.generation import EngineEvent, Generation
+from llm_service.load import EngineLoad
 from mesh.errors import MeshError
 
 
@@ -33,7 +36,15 @@ class Engine(Protocol):
         ...
 
     async def prepare(self, request: Generation) -> Generation:
-        """The request as the engine can take it, ``max_tokens`` set. Raises MeshError for what it cannot do."""
+        """The request as the engine can take it, ``max_tokens`` set, ``prompt_tokens`` where it can count them.
+
+        Raises:
+            MeshError: the engine cannot do it.
+        """
+        ...
+
+    async def count(self, request: Generation) -> int:
+        """Tokens of the prompt as the engine reads it. Raises MeshError; WrongState where it cannot count."""
         ...
 
     def generate(self, request: Generation) -> AsyncGenerator[EngineEvent, None]:
@@ -46,6 +57,14 @@ class Engine(Protocol):
 
     def unhealthy(self) -> MeshError | None:
         """None while it can write, otherwise why not."""
+        ...
+
+    def load(self) -> EngineLoad | None:
+        """What the engine itself says of its load; None where it does not, or has not for a while."""
+        ...
+
+    def families(self) -> Iterable[Metric]:
+        """The metrics that the engine publishes itself, for whoever scrapes the worker; empty where it has none."""
         ...
 
     def version(self) -> str:

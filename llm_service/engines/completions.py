@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from llm_service.generation import Accepted, Ended, EngineEvent, FinishReason, Generation, Piece, Usage
+from llm_service.generation import Accepted, Ended, EngineEvent, FinishReason, Generation, Piece, Sampling, Usage
 from llm_service.sse import EventTooLong, events
 from mesh.errors import Internal, InvalidRequest, MeshError, NotFound, Overloaded, Unavailable
 from mesh.telemetry import fields, get_logger
@@ -53,6 +53,20 @@ def input_of(request: Generation) -> tuple[str, dict[str, Any]]:
         for message in request.messages
     ]
     return "/chat/completions", {"messages": messages}
+
+
+def openai_sampling(sampling: Sampling) -> dict[str, Any]:
+    """The sampling as OpenAI's API names it; what was not asked for is left to the engine."""
+    options = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+        "stop": list(sampling.stop) or None,
+        "seed": sampling.seed,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+    }
+    return {name: value for name, value in options.items() if value is not None}
 
 
 async def stream(client: httpx.AsyncClient, url: str, body: Mapping[str, Any]) -> AsyncGenerator[EngineEvent, None]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 import httpx
+from prometheus_client.metrics_core import Metric
 
 from llm_service.engines import Served
-from llm_service.engines.completions import http_client, input_of, refusal, stream
+from llm_service.engines.completions import http_client, input_of, openai_sampling, refusal, stream
 from llm_service.generation import EngineEvent, Generation
+from llm_service.load import EngineLoad, LoadWatch
 from llm_service.models import DEMO
 from llm_service.settings import LlmSettings
-from mesh.errors import MeshError, ModelUnusable, Unavailable
+from mesh.errors import MeshError, ModelUnusable, Unavailable, WrongState
 from mesh.telemetry import fields, get_logger
 
 log = get_logger(__name__)
@@ -51,7 +53,8 @@ class OpenAIEngine:
         self._model = "" if settings.model == DEMO else settings.model
         self._sleep = sleep
         self._failure: Unavailable | None = None
-        self._pulse: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
+        self._load_watch = LoadWatch(self._metrics, sleep=sleep)
         key = settings.engine_api_key.get_secret_value()
         self._client = http_client(
             stall_seconds=settings.stall_seconds,
@@ -78,7 +81,10 @@ class OpenAIEngine:
                 pause = min(_LONGEST_PAUSE_SECONDS, pause * 2)
         names = [str(model["id"]) for model in models if "id" in model]
         self._model = self._choose(names)
-        self._pulse = asyncio.create_task(self._feel_pulse())
+        await self._load_watch.read()
+        self._watches = [asyncio.create_task(self._feel_pulse())]
+        if self._load_watch.load is not None:
+            self._watches.append(asyncio.create_task(self._load_watch.run()))
         described = next((model for model in models if model.get("id") == self._model), {})
         context = described.get("max_model_len") or described.get("context_length") or 0
         return Served(name=self._model, source="remote", context_tokens=context if isinstance(context, int) else 0)
@@ -100,20 +106,16 @@ class OpenAIEngine:
             request, sampling=replace(request.sampling, max_tokens=wanted or self._settings.max_output_tokens)
         )
 
+    async def count(self, request: Generation) -> int:  # noqa: ARG002 - the seam's
+        """Raise WrongState: OpenAI's API counts no tokens beforehand."""
+        raise WrongState(
+            "The engine in use counts no tokens; the usage of an answer tells them.", reason="UNSUPPORTED_BY_ENGINE"
+        )
+
     async def generate(self, request: Generation) -> AsyncGenerator[EngineEvent, None]:
         """Write by the engine. Raises MeshError."""
         route, body = input_of(request)
-        sampling = request.sampling
-        options = {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
-            "stop": list(sampling.stop) or None,
-            "seed": sampling.seed,
-            "presence_penalty": sampling.presence_penalty,
-            "frequency_penalty": sampling.frequency_penalty,
-        }
-        body |= {name: value for name, value in options.items() if value is not None}
+        body |= openai_sampling(request.sampling)
         body |= {"model": self._model, "stream_options": {"include_usage": True}}
         async with aclosing(stream(self._client, self._base + route, body)) as written:
             async for event in written:
@@ -142,16 +144,30 @@ class OpenAIEngine:
                 # The watch itself must not end, or nobody would notice the next failure.
                 log.exception("the engine could not be asked")
 
+    def load(self) -> EngineLoad | None:
+        """What its metrics say; None where it publishes none that are known, as vLLM does."""
+        return self._load_watch.load
+
+    def families(self) -> Iterable[Metric]:
+        """The metrics that it publishes, where they are vLLM's."""
+        return self._load_watch.families() if self._load_watch.load is not None else ()
+
     def version(self) -> str:
         """Not known."""
         return ""
 
     async def stop(self) -> None:
         """End the watch and close the connections."""
-        if self._pulse is not None:
-            self._pulse.cancel()
-            await asyncio.gather(self._pulse, return_exceptions=True)
+        for task in self._watches:
+            task.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
         await self._client.aclose()
+
+    async def _metrics(self) -> str:
+        """Metrics as vLLM serves them, beside its ``/v1``."""
+        response = await self._client.get(self._base.removesuffix("/v1") + "/metrics", timeout=LIST_SECONDS)
+        response.raise_for_status()
+        return response.text
 
     async def _models(self) -> list[dict[str, Any]]:
         """The engine's list; empty where it keeps none."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ops.local.console import Console, render_table
-from ops.local.environments import Installer, mesh_environments, test_environments
+from ops.local.environments import Installer, engine_environment, has_cuda, mesh_environments, test_environments
 from ops.local.layout import Layout
 from ops.local.models import prepare_models
 from ops.local.processes import end_group
@@ -43,7 +43,7 @@ class Outcome:
     closing: str = ""
 
 
-PARTS = ("lint", "types", "imports", "protos", "unit", "hop", "contract", "workers", "integration", "chaos")
+PARTS = ("lint", "types", "imports", "protos", "unit", "hop", "contract", "workers", "vllm", "integration", "chaos")
 
 
 def all_checks(layout: Layout, stubs: Path) -> tuple[Check, ...]:
@@ -71,6 +71,7 @@ def all_checks(layout: Layout, stubs: Path) -> tuple[Check, ...]:
         ),
         *(_pytest(python, part, f"tests/{part}", "-m", "not workers_env") for part in ("unit", "hop", "contract")),
         _pytest(str(layout.python("workers")), "workers", "-m", "workers_env", *needing_workers(layout.checkout)),
+        _pytest(python, "vllm", "tests/vllm"),
         _pytest(python, "integration", "tests/integration"),
         _pytest(python, "chaos", "tests/chaos"),
     )
@@ -88,8 +89,10 @@ def needing_workers(checkout: Path) -> list[str]:
 
 def checks(parts: Sequence[str], layout: Layout, console: Console, *, keep_going: bool) -> int:
     """Run the checks of ``parts`` (all, where empty). Returns 0 when all passed, otherwise 1."""
-    Installer(layout, console, os.environ).ensure((*mesh_environments(), *test_environments()))
-    if not parts or {"integration", "chaos"} & set(parts):
+    # Gigabytes that not everybody needs: only who names the part gets them; elsewhere its tests say that they skip.
+    engines = [engine_environment(cuda=has_cuda())] if "vllm" in parts else []
+    Installer(layout, console, os.environ).ensure((*mesh_environments(), *test_environments(), *engines))
+    if not parts or {"vllm", "integration", "chaos"} & set(parts):
         prepare_models(layout, plan({}), console, os.environ)
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="mesh-stubs-") as stubs:

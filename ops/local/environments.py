@@ -1,5 +1,7 @@
 """The Python environments: one without torch for the gateway, one with it for the workers, one for the supervisor.
 
+An engine that needs other versions than the workers has one of its own, made when the engine is asked for.
+
 An environment is stamped when, and only when, its installation is complete. The stamp is a hash of all that decides
 what gets installed: a changed requirement is seen, and a half-finished installation has no stamp and is done again.
 """
@@ -39,6 +41,7 @@ class Environment:
         packages: requirements beside the project's own.
         first: requirements to install before all others, from ``first_index`` where one is given.
         constraints: the constraints file's name, which pins the exact version of everything.
+        locked: install what the constraints file lists, all of it and nothing else, whatever the packages ask for.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Environment:
     packages: tuple[str, ...] = ()
     first: tuple[str, ...] = ()
     first_index: str = ""
+    locked: bool = False
 
 
 def mesh_environments(torch_index_url: str = "") -> tuple[Environment, ...]:
@@ -65,6 +69,22 @@ def redis_environments(environ: Mapping[str, str]) -> tuple[Environment, ...]:
         return ()
     # The tests use the library always, so its version is pinned among theirs.
     return (Environment("gateway", "test", layer="redis", packages=("redis[hiredis]",)),)
+
+
+def engine_environment(*, torch_index_url: str = "", cuda: bool = False) -> Environment:
+    """The environment of vLLM, which is what a `Program.engine` of "vllm" runs in.
+
+    The build of vLLM for CPUs asks for torchvision, torchaudio and torchcodec, which text needs none of and which fit
+    this torch on few machines. So its file is a lock: pip takes from it what is installed, not from the packages.
+    """
+    if cuda:
+        return Environment("vllm", "vllm-cuda", packages=("vllm",))
+    return Environment("vllm", "vllm", first=(TORCH,), first_index=torch_index_url, locked=True)
+
+
+def has_cuda(driver: Path = Path("/proc/driver/nvidia/version")) -> bool:
+    """Whether this machine runs NVIDIA's driver."""
+    return driver.exists()
 
 
 def test_environments() -> tuple[Environment, ...]:
@@ -126,6 +146,8 @@ class Installer:
             if environment.extras:
                 # Editable: a changed source file needs no new installation, only a changed requirement does.
                 requirements += ["--editable", f".[{','.join(environment.extras)}]"]
+            if environment.locked:
+                requirements += ["--no-deps", "--requirement", str(self._constraints(environment))]
             self._pip(f"{environment.name}: packages", environment, requirements)
         write_atomically(stamp, self._stamp(environment) + "\n")
 

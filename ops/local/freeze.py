@@ -6,7 +6,7 @@ import re
 import subprocess
 
 from ops.local.console import Console
-from ops.local.environments import mesh_environments, test_environments
+from ops.local.environments import engine_environment, mesh_environments, test_environments
 from ops.local.failures import OperatorError
 from ops.local.layout import Layout
 
@@ -14,20 +14,27 @@ _HEAD = """\
 # Exact versions of the {name} environment. Written by scripts/freeze_constraints.sh from an environment in which the
 # checks pass; pyproject.toml says what is needed, this says which version of it, and of all that it needs in turn.
 """
-_TOOLS = ("pip==", "setuptools==", "wheel==")  # part of every new environment, in the version that Python brings
+_LOCK_HEAD = """\
+# Exactly what the {name} environment holds: installed as it stands, without asking what the packages need. Written by
+# scripts/freeze_constraints.sh; to change it, install into that environment until `scripts/test.sh {name}` passes.
+"""
+_INSTALLERS = ("pip==", "wheel==")
+_TOOLS = (*_INSTALLERS, "setuptools==")  # part of every new environment, in the version that Python brings
 
 
-def constraints_from(frozen: str) -> list[str]:
-    """The pins in the output of ``pip list --format=freeze``: no local version label (``+cpu``), not pip itself."""
+def constraints_from(frozen: str, *, tools: tuple[str, ...] = _TOOLS) -> list[str]:
+    """The pins in the output of ``pip list --format=freeze``: no local version label (``+cpu``), none of ``tools``."""
     pins = (re.sub(r"\+[\w.]+$", "", line.strip()) for line in frozen.splitlines())
-    wanted = (pin for pin in pins if re.fullmatch(r"[\w.-]+==[\w.!]+", pin) and not pin.startswith(_TOOLS))
+    wanted = (pin for pin in pins if re.fullmatch(r"[\w.-]+==[\w.!]+", pin) and not pin.startswith(tools))
     return sorted(wanted, key=str.lower)
 
 
 def freeze(layout: Layout, console: Console) -> int:
     """Write one constraints file per environment from what it holds now. Returns the exit code, always 0."""
-    names = dict.fromkeys(environment.name for environment in (*mesh_environments(), *test_environments()))
-    for name in names:
+    engine = engine_environment()
+    optional = (engine,) if layout.python(engine.name).exists() else ()
+    environments = {each.name: each for each in (*optional, *test_environments(), *mesh_environments())}
+    for name, environment in environments.items():
         python = layout.python(name)
         if not python.exists():
             raise OperatorError(
@@ -39,8 +46,10 @@ def freeze(layout: Layout, console: Console) -> int:
             text=True,
             check=True,
         )
-        pins = constraints_from(answer.stdout)
+        # A lock is all there is, and some packages need setuptools at run time.
+        pins = constraints_from(answer.stdout, tools=_INSTALLERS if environment.locked else _TOOLS)
         target = layout.checkout / "ops" / "constraints" / f"{name}.txt"
-        target.write_text(_HEAD.format(name=name) + "\n".join(pins) + "\n")
+        head = _LOCK_HEAD if environment.locked else _HEAD
+        target.write_text(head.format(name=name) + "\n".join(pins) + "\n")
         console.say(f"{target.relative_to(layout.checkout)}: {len(pins)} packages")
     return 0

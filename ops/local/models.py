@@ -18,6 +18,8 @@ from ops.local.processes import Command, run_logged
 from ops.local.record import write_atomically
 from ops.local.topology import Topology
 
+# Engines that load a Hugging Face model, as the demo is one.
+_LOAD_THE_DEMO = ("transformers", "vllm")
 # What of a worker's settings decides what is prepared, and the option of `inference.prepare` that takes it.
 _ENGINE_OPTIONS = {
     "MODEL": "--model",
@@ -65,7 +67,7 @@ def preparations(layout: Layout, environ: Mapping[str, str]) -> tuple[Preparatio
             engine_code,
         )
     )
-    if environ.get("LLM_MODEL", "demo") == "demo" and environ.get("LLM_ENGINE", "transformers") == "transformers":
+    if environ.get("LLM_MODEL", "demo") == "demo" and environ.get("LLM_ENGINE", "transformers") in _LOAD_THE_DEMO:
         output = str(layout.models / "demo-llm")
         prepared.append(
             Preparation(

@@ -89,12 +89,15 @@ def render_config(topology: Topology, layout: Layout) -> str:
 
 
 def _render_program(program: Program, layout: Layout) -> str:
+    variables = dict(program.variables)
+    if program.engine:
+        variables["LLM_ENGINE_PYTHON"] = str(layout.python(program.engine))
     return _PROGRAM.format(
         name=program.name,
         python=_quoted(str(layout.python(program.environment))),
         module=program.module,
         checkout=_literal(layout.checkout),
-        environment=",".join(f"{name}={_quoted(value)}" for name, value in sorted(program.variables.items())),
+        environment=",".join(f"{name}={_quoted(value)}" for name, value in sorted(variables.items())),
         settled=_SETTLED_SECONDS,
         retries=_START_RETRIES,
         stop_seconds=STOP_SECONDS,

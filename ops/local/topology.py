@@ -39,6 +39,9 @@ HOPS_OF = {worker.name: worker.hops for worker in WORKERS}
 
 MODEL_VARIABLES = ("EMBEDDING_MODEL", "RERANKING_MODEL", "LLM_MODEL", "EMBEDDING_ONNX_DIR", "RERANKING_ONNX_DIR")
 
+ENGINES_APART = ("vllm",)
+"""Engines of the LLM worker that have an environment of their own."""
+
 
 def with_absolute_models(environ: Mapping[str, str], called_from: Path) -> dict[str, str]:
     """The environment in which a model's relative path counts from where the user stands.
@@ -62,12 +65,16 @@ class Listener:
 
 @dataclass(frozen=True)
 class Program:
-    """One process to run: the environment it runs in, its module, and the variables set for it alone."""
+    """One process to run: the environment it runs in, its module, and the variables set for it alone.
+
+    ``engine`` names the environment of what it runs in turn; empty where that is its own, or somebody else's affair.
+    """
 
     name: str
     environment: str
     module: str
     variables: Mapping[str, str]
+    engine: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,8 @@ def plan(environ: Mapping[str, str], *, host: str | None = None) -> Topology:
             grpc.variable: str(grpc.port),
             metrics.variable: str(metrics.port),
         }
-        programs.append(Program(worker.name, "workers", worker.module, variables))
+        engine = _engine_of(environ) if worker.name == "llm" else ""
+        programs.append(Program(worker.name, "workers", worker.module, variables, engine))
 
     address = host or environ.get("GATEWAY_HOST") or LOOPBACK
     http = Listener(address, *_port(environ, "GATEWAY_PORT", 8000), GATEWAY)
@@ -131,6 +139,12 @@ def plan(environ: Mapping[str, str], *, host: str | None = None) -> Topology:
         gateway_url=f"http://{_authority(reachable(address), http.port)}",
         elsewhere=elsewhere,
     )
+
+
+def _engine_of(environ: Mapping[str, str]) -> str:
+    """The environment that the LLM worker's engine needs made for it."""
+    engine = environ.get("LLM_ENGINE", "")
+    return engine if engine in ENGINES_APART and not environ.get("LLM_ENGINE_PYTHON") else ""
 
 
 def reachable(host: str) -> str:

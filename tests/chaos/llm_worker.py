@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
+
+from prometheus_client.metrics_core import Metric
 
 from llm_service.__main__ import make_capability
 from llm_service.engines import Served
 from llm_service.generation import Accepted, Ended, EngineEvent, FinishReason, Generation, Piece, Usage
+from llm_service.load import EngineLoad
 from llm_service.settings import LlmSettings
 from mesh.errors import MeshError
 from mesh.serving import run
@@ -44,6 +47,18 @@ class CountingEngine:
             await asyncio.sleep(seconds)
             yield Piece(f"{number} ")
         yield Ended(FinishReason.STOP, Usage(3, int(count)))
+
+    async def count(self, request: Generation) -> int:
+        """What every answer's usage says."""
+        return 3
+
+    def load(self) -> EngineLoad | None:
+        """Not known."""
+        return None
+
+    def families(self) -> Iterable[Metric]:
+        """Nothing."""
+        return ()
 
     async def prove(self) -> None:
         """Needs no proof."""

@@ -1,4 +1,6 @@
-"""Behaves like ``transformers serve``, and misbehaves on demand: a process for tests of whoever supervises one.
+"""Behaves like an engine's server, and misbehaves on demand: a process for tests of whoever supervises one.
+
+With ``--port`` it serves as ``transformers serve`` does, with ``--uds`` on a Unix socket, as vLLM does.
 
 It is run by its path in place of the engine's Python and needs the standard library alone. Like the real one it
 computes on one thread, one request after another, and answers its health route meanwhile. A message's words say what
@@ -14,6 +16,7 @@ becomes of it:
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import threading
 import time
@@ -61,7 +64,12 @@ class Handler(BaseHTTPRequestHandler):
         """Quiet."""
 
     def do_GET(self) -> None:
-        """Health."""
+        """Health, and the load of an engine that computes one request at a time."""
+        if self.path == "/metrics":
+            running = int(_computing.locked())
+            lines = f"vllm:num_requests_running {running}\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 0\n"
+            self._answer(200, lines.encode())
+            return
         self._answer(200, b'{"status": "ok"}')
 
     def do_POST(self) -> None:
@@ -101,11 +109,29 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
+class UnixServer(ThreadingHTTPServer):
+    """The same on a Unix socket."""
+
+    address_family = socket.AF_UNIX
+
+    def server_bind(self) -> None:
+        """Bind to a path, which has neither port nor name."""
+        self.socket.bind(str(self.server_address[0]))
+        self.server_name, self.server_port = "engine", 0
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """A connection; its peer has no address, and handlers want one."""
+        connection, _ = self.socket.accept()
+        return connection, ("engine", 0)
+
+
 def main(arguments: list[str]) -> None:
     """Say a version where one is asked for, serve otherwise."""
     if "-c" in arguments:
-        print("0.0.fake")
+        print(f"{arguments[-1]}\n0.0.fake")
         return
+    if "--uds" in arguments:
+        UnixServer((arguments[arguments.index("--uds") + 1], 0), Handler).serve_forever()
     port = int(arguments[arguments.index("--port") + 1])
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 

@@ -23,7 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from llm_service.__main__ import make_capability
 from llm_service.servicer import SERVICE
 from llm_service.settings import LlmSettings
-from mesh.clients.llm import AsyncLLMServiceClient, ChatMessage, Finish, GenerateEvent, Generation, Role
+from mesh.clients.llm import AsyncLLMServiceClient, ChatMessage, Finish, GenerateEvent, Generation, Piece, Role
 from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, Internal, MeshError, Unavailable
 from mesh.testing import serve
@@ -68,11 +68,11 @@ class Running:
 
     client: AsyncLLMServiceClient
     target: str
-    supervisor: Any
+    engine: Any
 
     def engine_pid(self) -> int:
         """The engine itself, below its tether."""
-        tether = self.supervisor._child._process.pid
+        tether = self.engine._supervisor._child._process.pid
         children = Path(f"/proc/{tether}/task/{tether}/children").read_text().split()
         return int(children[0])
 
@@ -82,6 +82,12 @@ class Running:
             health: Any = health_pb2_grpc.HealthStub(channel)
             answer = await health.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=5)
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def load_is(self, count: int) -> None:
+        """Wait until the engine says that it runs so many, which takes a reading's time."""
+        async with asyncio.timeout(1.5):
+            while (load := self.engine.load()) is None or load.running != count:
+                await asyncio.sleep(0.02)
 
     async def seconds_until(self, *, serving: bool, within: float) -> float:
         """How long until its health says so."""
@@ -104,8 +110,8 @@ async def make(model: Path, engine_python: Path) -> AsyncIterator[Make]:
             capability = make_capability(LlmSettings(model=str(model), engine_python=str(engine_python), **settings))
             running = await stack.enter_async_context(serve([capability], canary_interval_seconds=1.0))
             client = await stack.enter_async_context(AsyncLLMServiceClient(running.target))
-            supervisor = capability.start.__self__.engine._supervisor  # type: ignore[attr-defined] # a bound method
-            made = Running(client, running.target, supervisor)
+            engine = capability.start.__self__.engine  # type: ignore[attr-defined] # a bound method
+            made = Running(client, running.target, engine)
             await made.seconds_until(serving=True, within=20)
             return made
 
@@ -149,6 +155,38 @@ async def test_an_engine_killed_mid_stream_is_typed_at_once_and_replaced(make: M
         await running.client.complete(chat("hello"), deadline=Deadline.after(5.0))
     assert refused.value.reason == "ENGINE_RESTARTING"
     assert await answered(running) < 5.0
+
+
+async def test_vllm_is_served_over_its_socket_and_replaced(make: Make) -> None:
+    """It answers, its load is known, and killed it comes back on the same socket, its load known again."""
+    running = await make(engine="vllm")
+    pid = running.engine_pid()
+    assert (await running.client.complete(chat("hello"))).text == "one two"
+    assert (await running.client.info()).engine_version == "0.0.fake"
+    await running.load_is(0)
+    os.kill(pid, signal.SIGKILL)
+    await running.seconds_until(serving=False, within=5)
+    assert await answered(running) < 5.0
+    assert running.engine_pid() != pid
+    await running.load_is(0)
+
+
+async def test_a_caller_who_leaves_frees_the_engine(make: Make) -> None:
+    """Within a second of a cancel the engine counts one request less: it stops at the closed connection."""
+    running = await make(engine="vllm")
+    started = asyncio.Event()
+
+    async def read() -> None:
+        async for event in running.client.generate(chat("pieces 600")):
+            if isinstance(event, Piece):
+                started.set()
+
+    reading = asyncio.create_task(read())
+    await started.wait()
+    await running.load_is(1)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    await running.load_is(0)
 
 
 async def test_a_slow_prompt_is_no_hang(make: Make) -> None:

@@ -127,14 +127,16 @@ async def test_only_what_was_asked_is_sent() -> None:
 
 
 async def test_its_canary_costs_nothing() -> None:
-    """The canary asks the engine for nothing, and the pulse for the list of models alone."""
+    """The canary asks the engine for nothing, the pulse for the list of models, and its metrics are asked for once."""
     server = FakeServer("a")
     engine = server.engine()
     await engine.start()
     await engine.prove()
     await server.let_pass(3)
-    assert {("GET", "/v1/models")} == {(request.method, request.url.path) for request in server.requests}
-    assert len(server.requests) == 4
+    asked = [(request.method, request.url.path) for request in server.requests]
+    assert set(asked) == {("GET", "/v1/models"), ("GET", "/metrics")}
+    assert asked.count(("GET", "/metrics")) == 1
+    assert len(server.requests) == 5
     await engine.stop()
 
 

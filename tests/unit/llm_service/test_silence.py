@@ -183,6 +183,14 @@ def test_the_time_of_a_group_is_that_of_its_processes(tmp_path: Path) -> None:
     assert group_cpu_seconds(7, tmp_path / "none") is None
 
 
+def test_the_door_is_no_sign_of_work(tmp_path: Path) -> None:
+    """Where the door and what computes are different processes, neither the tether nor its child counts."""
+    for pid, parent, ticks in ((7, 1, 100), (8, 7, 100), (9, 8, 40), (10, 9, 2)):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (x) R {parent} 7 7 0 -1 0 0 0 0 0 {ticks} 0 0 0\n")
+    assert group_cpu_seconds(7, tmp_path, leave_out_door=True) == 42 / os.sysconf("SC_CLK_TCK")
+
+
 def test_computing_is_seen_by_the_system() -> None:
     """What this process computes, its group has used."""
     before = group_cpu_seconds(os.getpgrp())

@@ -11,12 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from llm_service.engines.transformers import (
-    FRUITLESS_BEFORE_PROOF,
-    TransformersEngine,
-    engine_environment,
-    sampling_fields,
-)
+from llm_service.engines.child import FRUITLESS_BEFORE_PROOF, engine_environment
+from llm_service.engines.transformers import TransformersEngine, sampling_fields
 from llm_service.generation import Ended, FinishReason, Generation, Message, Piece, Role, Sampling, Usage
 from llm_service.process import Command
 from llm_service.settings import LlmSettings

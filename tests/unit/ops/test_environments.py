@@ -9,6 +9,8 @@ import pytest
 from ops.local.environments import (
     TORCH,
     Environment,
+    engine_environment,
+    has_cuda,
     mesh_environments,
     redis_environments,
     stamp_of,
@@ -77,12 +79,29 @@ def test_redis_comes_only_where_it_is_chosen() -> None:
 
 def test_every_environment_is_pinned() -> None:
     """Each names a constraints file that exists and holds exact versions, none of them torch for the gateway."""
-    for environment in (*mesh_environments(), *environments_for_tests()):
+    engines = (engine_environment(), engine_environment(cuda=True))
+    for environment in (*mesh_environments(), *environments_for_tests(), *engines):
         lines = (CHECKOUT / "ops" / "constraints" / f"{environment.constraints}.txt").read_text().splitlines()
         pins = [line for line in lines if line and not line.startswith("#")]
         assert pins
         assert all("==" in pin for pin in pins)
-        assert any(pin.startswith("torch==") for pin in pins) == (environment.name == "workers")
+        assert any(pin.startswith("torch==") for pin in pins) == (environment.constraints in {"workers", "vllm"})
+
+
+def test_vllm_gets_the_workers_torch_from_the_same_index() -> None:
+    """Its build for CPUs is made for exactly that one, and the lock says the same."""
+    environment = engine_environment(torch_index_url="https://index.example/cpu")
+    assert (environment.first, environment.first_index) == ((TORCH,), "https://index.example/cpu")
+    assert TORCH in (CHECKOUT / "ops" / "constraints" / "vllm.txt").read_text().splitlines()
+
+
+def test_a_machine_with_a_gpu_gets_the_build_for_it(tmp_path: Path) -> None:
+    """Where the driver runs, stock vLLM; it brings the torch that it was built with."""
+    assert not has_cuda(tmp_path / "version")
+    (tmp_path / "version").touch()
+    assert has_cuda(tmp_path / "version")
+    assert engine_environment(cuda=True).packages == ("vllm",)
+    assert engine_environment(cuda=True).first == ()
 
 
 def _install_until(file: Path, end: BaseException) -> None:

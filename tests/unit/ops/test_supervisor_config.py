@@ -28,6 +28,14 @@ def test_every_process_is_kept_alive_in_its_own_environment() -> None:
     assert shlex.split(programs["llm"]["command"]) == ["/srv/mesh/envs/workers/bin/python", "-m", "llm_service"]
 
 
+def test_the_worker_is_told_of_its_engines_environment() -> None:
+    """It runs on its own interpreter and starts vLLM with the other; unless asked, nothing is told."""
+    program = parse({"LLM_ENGINE": "vllm"})["program:llm"]
+    assert 'LLM_ENGINE_PYTHON="/srv/mesh/envs/vllm/bin/python"' in program["environment"]
+    assert shlex.split(program["command"])[0] == "/srv/mesh/envs/workers/bin/python"
+    assert "LLM_ENGINE_PYTHON" not in parse({})["program:llm"]["environment"]
+
+
 def test_a_process_may_drain_before_it_is_killed() -> None:
     """The workers' default drain, half a second of notice and ten of grace, fits with room to spare."""
     config = parse({})

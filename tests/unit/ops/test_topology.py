@@ -76,6 +76,22 @@ def test_a_wildcard_is_reached_over_loopback(host: str, address: str) -> None:
     assert reachable(host) == address
 
 
+@pytest.mark.parametrize(
+    ("environ", "engine"),
+    [
+        ({}, ""),
+        ({"LLM_ENGINE": "transformers"}, ""),
+        ({"LLM_ENGINE": "vllm"}, "vllm"),
+        ({"LLM_ENGINE": "vllm", "LLM_ENGINE_PYTHON": "/opt/vllm/bin/python"}, ""),
+    ],
+)
+def test_vllm_has_an_environment_of_its_own(environ: dict[str, str], engine: str) -> None:
+    """It is made when vLLM is asked for and nobody brings one along; no other process gets one."""
+    engines = {program.name: program.engine for program in plan(environ).programs}
+    assert engines.pop("llm") == engine
+    assert not any(engines.values())
+
+
 def test_an_ipv6_address_is_bracketed() -> None:
     """URLs and gRPC targets need the brackets."""
     assert plan({"EMBEDDING_HOST": "::1"}, host="::1").gateway_url == "http://[::1]:8000"
