@@ -9,10 +9,11 @@ from typing import Protocol
 from mesh.clients.chunking import ChunkEvent, ChunkingInfo, ChunkOptions
 from mesh.clients.embedding import EmbeddingInfo, Embeddings, EmbedInputs, EmbedOptions
 from mesh.clients.gpu import GpuInfo, GpuStatus
-from mesh.clients.llm import Completion, GenerateEvent, Generation, LLMInfo
+from mesh.clients.llm import LLMInfo
 from mesh.clients.reranking import RerankingInfo, RerankOptions, Scores
 from mesh.context import Priority
 from mesh.deadline import Deadline
+from mesh.generation import Answer, Event, Generation, TokenCount
 from mesh.hop import HopStatus
 
 
@@ -103,11 +104,14 @@ class GpuReader(Peer, Protocol):
 class Writer(Peer, Protocol):
     """Writes text."""
 
-    def generate(self, request: Generation, *, deadline: Deadline | None = None) -> AsyncIterator[GenerateEvent]:
+    def generate(self, request: Generation, *, deadline: Deadline | None = None) -> AsyncIterator[Event]:
         """A header, pieces, and a finish."""
 
-    async def complete(self, request: Generation, *, deadline: Deadline | None = None) -> Completion:
-        """The whole text."""
+    async def complete(self, request: Generation, *, deadline: Deadline | None = None) -> Answer:
+        """The whole answer."""
+
+    async def count_tokens(self, request: Generation, *, deadline: Deadline | None = None) -> TokenCount:
+        """What the request's prompt takes of the context."""
 
     async def info(self, *, deadline: Deadline | None = None) -> LLMInfo:
         """What is served."""

@@ -59,18 +59,23 @@ class PromptMeter:
             InvalidRequest: the prompt leaves no room for an answer; reason CONTEXT_OVERFLOW.
         """
         wanted = request.sampling.max_tokens or max_output_tokens
+        counted = await self.count(request)
         if self._context:
-            room = self._context - await self._prompt_tokens(request)
-            if room < 1:
+            if counted >= self._context:
                 raise self._overflow(request)
-            wanted = min(wanted, room)
-        return replace(request, sampling=replace(request.sampling, max_tokens=wanted))
+            wanted = min(wanted, self._context - counted)
+        return replace(request, sampling=replace(request.sampling, max_tokens=wanted), prompt_tokens=counted)
 
-    async def _prompt_tokens(self, request: Generation) -> int:
+    async def count(self, request: Generation) -> int:
+        """Tokens of the prompt, with what the template adds to a chat.
+
+        Raises:
+            InvalidRequest: it cannot fit however it is counted; reason CONTEXT_OVERFLOW.
+        """
         raw = request.prompt is not None
         texts = [request.prompt or ""] if raw else [message.content for message in request.messages]
         characters = sum(map(len, texts))
-        if characters > self._context * self._longest:
+        if self._context and characters > self._context * self._longest:
             raise self._overflow(request)
 
         def count() -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
+from llm_service.abilities import ALL_ABILITIES
 from llm_service.engines import Served
-from llm_service.generation import Accepted, Ended, EngineEvent, FinishReason, Generation, Piece, Usage
+from llm_service.generation import Accepted, Ended, EngineEvent, EngineLoad, FinishReason, Generation, Piece, Usage
 from mesh.errors import MeshError
 
 
@@ -19,6 +20,7 @@ class ScriptedEngine:
     HOLD = object()
 
     name = "scripted"
+    abilities = ALL_ABILITIES
 
     def __init__(self, script: Sequence[EngineEvent | BaseException | object] = (), *, concurrency: int = 1) -> None:
         self.script = list(script) or [*written("one", " two")]
@@ -42,6 +44,11 @@ class ScriptedEngine:
     async def prepare(self, request: Generation) -> Generation:
         """Takes any request as it is."""
         return request
+
+    async def count(self, request: Generation) -> int:
+        """As many tokens as the prompt has words."""
+        texts = [request.prompt or "", *(message.content for message in request.messages)]
+        return sum(len(text.split()) for text in texts)
 
     async def generate(self, request: Generation) -> AsyncGenerator[EngineEvent, None]:
         """The script, step by step."""
@@ -78,13 +85,17 @@ class ScriptedEngine:
         """A version."""
         return "1"
 
+    def load(self) -> EngineLoad | None:
+        """What it writes now; its cache is half full."""
+        return EngineLoad(running=self.running, waiting=0, kv_used=0.5)
+
     async def stop(self) -> None:
         """Nothing to end."""
 
 
 def written(*pieces: str) -> list[EngineEvent]:
     """The events of a whole answer, with a usage of 3 and 2 tokens."""
-    return [Accepted(), *map(Piece, pieces), Ended(FinishReason.STOP, Usage(3, 2))]
+    return [Accepted(), *map(Piece, pieces), Ended.one(FinishReason.STOP, Usage(3, 2))]
 
 
 class ScriptedChild:

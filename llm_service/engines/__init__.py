@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from llm_service.generation import EngineEvent, Generation
+from llm_service.abilities import Ability
+from llm_service.generation import EngineEvent, EngineLoad, Generation
 from mesh.errors import MeshError
 
 
@@ -27,13 +28,22 @@ class Engine(Protocol):
     name: str
     concurrency: int
     """Requests it works on at once without harming each other."""
+    abilities: frozenset[Ability]
+    """What it can do beyond plain text; known once it has started."""
 
     async def start(self) -> Served:
         """Bring it up and let it write something real. Raises MeshError: the capability does not serve."""
         ...
 
     async def prepare(self, request: Generation) -> Generation:
-        """The request as the engine can take it, ``max_tokens`` set. Raises MeshError for what it cannot do."""
+        """The request as the engine can take it, ``max_tokens`` set, ``prompt_tokens`` where they were counted.
+
+        Raises MeshError for what it cannot do.
+        """
+        ...
+
+    async def count(self, request: Generation) -> int:
+        """Tokens of the prompt. Raises WrongState where the engine cannot count."""
         ...
 
     def generate(self, request: Generation) -> AsyncGenerator[EngineEvent, None]:
@@ -50,6 +60,10 @@ class Engine(Protocol):
 
     def version(self) -> str:
         """The engine's version; empty where it is not known."""
+        ...
+
+    def load(self) -> EngineLoad | None:
+        """What it last said about how busy it is; None where it does not say."""
         ...
 
     async def stop(self) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import httpx
 
+from llm_service.abilities import ALL_ABILITIES
 from llm_service.engines import Served
-from llm_service.engines.completions import http_client, input_of, refusal, stream
-from llm_service.generation import EngineEvent, Generation
+from llm_service.engines.completions import count_tokens, http_client, input_of, options_of, refusal, stream
+from llm_service.generation import EngineEvent, EngineLoad, Generation
 from llm_service.models import DEMO
 from llm_service.settings import LlmSettings
 from mesh.errors import MeshError, ModelUnusable, Unavailable
@@ -38,6 +39,7 @@ class OpenAIEngine:
 
     name = "openai"
     concurrency = CONCURRENCY
+    abilities = ALL_ABILITIES
 
     def __init__(
         self,
@@ -103,21 +105,14 @@ class OpenAIEngine:
     async def generate(self, request: Generation) -> AsyncGenerator[EngineEvent, None]:
         """Write by the engine. Raises MeshError."""
         route, body = input_of(request)
-        sampling = request.sampling
-        options = {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
-            "stop": list(sampling.stop) or None,
-            "seed": sampling.seed,
-            "presence_penalty": sampling.presence_penalty,
-            "frequency_penalty": sampling.frequency_penalty,
-        }
-        body |= {name: value for name, value in options.items() if value is not None}
-        body |= {"model": self._model, "stream_options": {"include_usage": True}}
+        body |= options_of(request) | {"model": self._model, "stream_options": {"include_usage": True}}
         async with aclosing(stream(self._client, self._base + route, body)) as written:
             async for event in written:
                 yield event
+
+    async def count(self, request: Generation) -> int:
+        """Tokens of the prompt, where the server tells them. Raises MeshError."""
+        return await count_tokens(self._client, self._base.removesuffix("/v1"), request, self._model)
 
     async def prove(self) -> None:
         """Nothing: the pulse asks all the while, and a generation every few seconds would cost somebody money."""
@@ -145,6 +140,10 @@ class OpenAIEngine:
     def version(self) -> str:
         """Not known."""
         return ""
+
+    def load(self) -> EngineLoad | None:
+        """Not known: there is no common way to ask."""
+        return None
 
     async def stop(self) -> None:
         """End the watch and close the connections."""

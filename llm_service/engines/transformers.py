@@ -25,10 +25,21 @@ from typing import Any
 
 import httpx
 
+from llm_service.abilities import Ability
 from llm_service.checkpoint import Checkpoint, card_sentence, inspect
 from llm_service.engines import Served
 from llm_service.engines.completions import http_client, input_of, stream
-from llm_service.generation import Ended, EngineEvent, Generation, Message, Piece, Role, Sampling
+from llm_service.generation import (
+    Ended,
+    EngineEvent,
+    EngineLoad,
+    FinishReason,
+    Generation,
+    Message,
+    Piece,
+    Role,
+    Sampling,
+)
 from llm_service.meter import PromptMeter
 from llm_service.models import Located, locate
 from llm_service.process import Command, EngineProcess
@@ -67,6 +78,7 @@ class TransformersEngine:
 
     name = "transformers"
     concurrency = 1
+    abilities: frozenset[Ability] = frozenset()
 
     def __init__(
         self,
@@ -135,6 +147,10 @@ class TransformersEngine:
             )
         return await self._meter.fit(request, max_output_tokens=self._settings.max_output_tokens)
 
+    async def count(self, request: Generation) -> int:
+        """Tokens of the prompt. Raises MeshError."""
+        return await self._meter.count(request)
+
     async def generate(self, request: Generation) -> AsyncGenerator[EngineEvent, None]:
         """Write by the engine. Raises MeshError."""
         cutter = StopCutter(request.sampling.stop)
@@ -147,10 +163,10 @@ class TransformersEngine:
                         case Piece(text):
                             if passed := cutter.feed(text):
                                 yield Piece(passed)
-                        case Ended():
+                        case Ended(_, usage):
                             if rest := cutter.rest():
                                 yield Piece(rest)
-                            yield event
+                            yield Ended.one(FinishReason.STOP, usage, stop=cutter.met) if cutter.met else event
                         case _:
                             yield event
         except Unavailable as error:
@@ -238,6 +254,10 @@ class TransformersEngine:
     def version(self) -> str:
         """The version of transformers in the engine's environment."""
         return self._version
+
+    def load(self) -> EngineLoad | None:
+        """It does not say; it writes for one at a time."""
+        return None
 
     async def stop(self) -> None:
         """End the engine and whatever it started."""

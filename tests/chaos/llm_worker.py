@@ -12,8 +12,9 @@ import sys
 from collections.abc import AsyncGenerator
 
 from llm_service.__main__ import make_capability
+from llm_service.abilities import ALL_ABILITIES
 from llm_service.engines import Served
-from llm_service.generation import Accepted, Ended, EngineEvent, FinishReason, Generation, Piece, Usage
+from llm_service.generation import Accepted, Ended, EngineEvent, EngineLoad, FinishReason, Generation, Piece, Usage
 from llm_service.settings import LlmSettings
 from mesh.errors import MeshError
 from mesh.serving import run
@@ -24,6 +25,7 @@ class CountingEngine:
 
     name = "counting"
     concurrency = 32
+    abilities = ALL_ABILITIES
 
     async def start(self) -> Served:
         """Serves at once."""
@@ -32,6 +34,10 @@ class CountingEngine:
     async def prepare(self, request: Generation) -> Generation:
         """Takes any request as it is."""
         return request
+
+    async def count(self, request: Generation) -> int:
+        """What it says that each prompt takes."""
+        return 3
 
     async def generate(self, request: Generation) -> AsyncGenerator[EngineEvent, None]:
         """The numbers that the request asks for."""
@@ -43,7 +49,7 @@ class CountingEngine:
         for number in range(int(count)):
             await asyncio.sleep(seconds)
             yield Piece(f"{number} ")
-        yield Ended(FinishReason.STOP, Usage(3, int(count)))
+        yield Ended.one(FinishReason.STOP, Usage(3, int(count)))
 
     async def prove(self) -> None:
         """Needs no proof."""
@@ -55,6 +61,10 @@ class CountingEngine:
     def version(self) -> str:
         """A version."""
         return "1"
+
+    def load(self) -> EngineLoad | None:
+        """Not known."""
+        return None
 
     async def stop(self) -> None:
         """Nothing to end."""
