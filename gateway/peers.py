@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from mesh.clients.chunking import ChunkEvent, ChunkingInfo, ChunkOptions
@@ -119,17 +119,27 @@ class Writer(Peer, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """One peer per capability."""
+    """One peer per capability.
+
+    Attributes:
+        writer: who writes where nobody in particular is asked for.
+        writers: who writes as one model, by its name; ``writer`` may be one of them.
+    """
 
     embedder: Embedder
     reranker: Reranker
     chunker: Chunker
     gpu: GpuReader
     writer: Writer
+    writers: Mapping[str, Writer] = field(default_factory=dict)
 
     def all(self) -> tuple[Peer, ...]:
-        """Each of them."""
-        return (self.embedder, self.reranker, self.chunker, self.gpu, self.writer)
+        """Each of them, once."""
+        return (self.embedder, self.reranker, self.chunker, self.gpu, *self.all_writers())
+
+    def all_writers(self) -> tuple[Writer, ...]:
+        """Each writer once, the one for everybody first."""
+        return (self.writer, *(each for each in self.writers.values() if each is not self.writer))
 
     def start(self) -> None:
         """Connect to all of them. One that is down does not matter: the hops come back by themselves."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from starlette.responses import Response
@@ -16,6 +16,7 @@ from gateway.generation import llm_timings_ms
 from gateway.peers import Writer
 from gateway.settings import GatewaySettings
 from gateway.streaming import StreamKind, live
+from gateway.writers import Writers
 from mesh.errors import NotFound
 from mesh.generation import Answer, Finish, Generation, Header, Piece, TokenCount, Usage, check, check_input
 
@@ -42,7 +43,7 @@ class Rendering(Protocol):
 class Scribe:
     """Turns generations into answers, whole or streamed."""
 
-    writer: Writer
+    writers: Writers
     catalogue: Catalogue
     settings: GatewaySettings
 
@@ -56,12 +57,14 @@ class Scribe:
         """
         check(generation)
         try:
+            writer, model = await self.writers.find(generation.model)
+            asked = replace(generation, model=model)
             if not stream:
-                return await self._whole(exchange, generation, rendering)
-            frames = self._frames(exchange, generation, rendering)
+                return await self._whole(exchange, writer, asked, rendering)
+            frames = self._frames(exchange, writer, asked, rendering)
             return await live(frames, rendering.kind, exchange=exchange, settings=self.settings.streams)
         except NotFound:
-            raise await self.catalogue.unknown(generation.model, Capability.CHAT) from None
+            raise await self._unknown(generation.model) from None
 
     async def count(self, exchange: Exchange, generation: Generation) -> TokenCount:
         """What the prompt of ``generation`` takes.
@@ -72,25 +75,32 @@ class Scribe:
         check_input(generation)
         deadline = exchange.deadline(self.settings.timeouts.llm_seconds)
         try:
-            counted = await self.writer.count_tokens(generation, deadline=deadline)
+            writer, model = await self.writers.find(generation.model)
+            counted = await writer.count_tokens(replace(generation, model=model), deadline=deadline)
         except NotFound:
-            raise await self.catalogue.unknown(generation.model, Capability.CHAT) from None
+            raise await self._unknown(generation.model) from None
         exchange.note(model=counted.model, prompt_tokens=counted.prompt_tokens)
         return counted
 
-    async def _whole(self, exchange: Exchange, generation: Generation, rendering: Rendering) -> Response:
+    async def _unknown(self, model: str) -> NotFound:
+        self.writers.forget(model)
+        return await self.catalogue.unknown(model, Capability.CHAT)
+
+    async def _whole(
+        self, exchange: Exchange, writer: Writer, generation: Generation, rendering: Rendering
+    ) -> Response:
         deadline = exchange.deadline(self.settings.timeouts.llm_seconds)
-        answer = await self.writer.complete(generation, deadline=deadline)
+        answer = await writer.complete(generation, deadline=deadline)
         exchange.timed(**llm_timings_ms(answer.timings))
         exchange.note(model=answer.model, **_counts(answer.usage))
         return json_answer(rendering.whole(answer))
 
     async def _frames(
-        self, exchange: Exchange, generation: Generation, rendering: Rendering
+        self, exchange: Exchange, writer: Writer, generation: Generation, rendering: Rendering
     ) -> AsyncGenerator[bytes, None]:
         """The bytes of a stream; its end only after the writer's finish."""
         deadline = exchange.deadline(self.settings.timeouts.llm_seconds, streamed=True)
-        async with _closing(self.writer.generate(generation, deadline=deadline)) as events:
+        async with _closing(writer.generate(generation, deadline=deadline)) as events:
             async for event in events:
                 match event:
                     case Header():

@@ -79,7 +79,7 @@ class ChatRoute:
 
     def mount(self, api: Api) -> None:
         """Serve it."""
-        api.mount(OPERATION, self.create, hop=self.scribe.writer.hop)
+        api.mount(OPERATION, self.create, hop=self.scribe.writers.hop)
 
     async def create(self, request: Request) -> Response:
         """The assistant's next message."""

@@ -75,7 +75,7 @@ class CompletionRoute:
 
     def mount(self, api: Api) -> None:
         """Serve it."""
-        api.mount(OPERATION, self.create, hop=self.scribe.writer.hop)
+        api.mount(OPERATION, self.create, hop=self.scribe.writers.hop)
 
     async def create(self, request: Request) -> Response:
         """The prompt's continuation."""

@@ -284,6 +284,7 @@ class FakeWriter(_Fake):
 
     pieces: tuple[str | Piece, ...] = ("Hel", "lo", "!")
     endings: tuple[Ending, ...] = (Ending(FinishReason.STOP),)
+    model: str = CHAT_MODEL
     usage: LLMUsage | None = field(default_factory=lambda: LLMUsage(5, 3))
     break_with: MeshError | None = None
     break_after: int | None = None
@@ -294,7 +295,7 @@ class FakeWriter(_Fake):
     async def generate(self, request: Generation, *, deadline: Deadline | None = None) -> AsyncIterator[Event]:
         """A header, the pieces, a finish; ``break_with`` in place of the finish, or of the piece ``break_after``."""
         self.asked(deadline, request)
-        self.known(request.model, {"", CHAT_MODEL})
+        self.known(request.model, {"", self.model})
         self.left_early = True
         try:
             for position, piece in enumerate(self.pieces):
@@ -303,7 +304,7 @@ class FakeWriter(_Fake):
                 if self.break_with is not None and position == self.break_after:
                     raise self.break_with
                 if position == 0:
-                    yield Header(CHAT_MODEL, 1_763_600_000, self.usage and LLMUsage(self.usage.prompt_tokens, 0))
+                    yield Header(self.model, 1_763_600_000, self.usage and LLMUsage(self.usage.prompt_tokens, 0))
                 yield Piece(piece) if isinstance(piece, str) else piece
             if self.break_with is not None:
                 raise self.break_with
@@ -319,14 +320,14 @@ class FakeWriter(_Fake):
     async def count_tokens(self, request: Generation, *, deadline: Deadline | None = None) -> TokenCount:
         """One token a word of all messages, and ten for each tool."""
         self.asked(deadline, request)
-        self.known(request.model, {"", CHAT_MODEL})
+        self.known(request.model, {"", self.model})
         words = sum(len(message.content.split()) for message in request.messages)
-        return TokenCount(CHAT_MODEL, words + 10 * len(request.tools), 256)
+        return TokenCount(self.model, words + 10 * len(request.tools), 256)
 
     async def info(self, *, deadline: Deadline | None = None) -> LLMInfo:
         """One model."""
         self.asked(deadline)
-        model = LLMModel(CHAT_MODEL, (), "r1", "demo", 256, "A demo.")
+        model = LLMModel(self.model, (), "r1", "demo", 256, "A demo.")
         return LLMInfo((model,), LLMLimits(256, 1 << 20, 2, 8), "0", "fake", "0")
 
 
@@ -339,10 +340,11 @@ class FakePeers:
     chunker: FakeChunker = field(default_factory=lambda: FakeChunker(FakeHop("chunking")))
     gpu: FakeGpu = field(default_factory=lambda: FakeGpu(FakeHop("gpu")))
     writer: FakeWriter = field(default_factory=lambda: FakeWriter(FakeHop("llm")))
+    writers: dict[str, FakeWriter] = field(default_factory=dict)
 
     def as_peers(self) -> Peers:
         """As the gateway takes them; that this type-checks is what makes them fakes of the Protocols."""
-        return Peers(self.embedder, self.reranker, self.chunker, self.gpu, self.writer)
+        return Peers(self.embedder, self.reranker, self.chunker, self.gpu, self.writer, self.writers)
 
     def fail(self, error: MeshError | None) -> None:
         """Let every one of them fail with ``error``."""
