@@ -24,7 +24,7 @@ _NO_USAGE = Usage(0, 0)
 
 def event(payload: dict[str, Any]) -> bytes:
     """One server-sent event, named as its payload's type is: clients leave out events without a name."""
-    return b"event: " + payload["type"].encode("ascii") + b"\ndata: " + to_json(payload) + b"\n\n"
+    return b"event: %s\ndata: %s\n\n" % (str(payload["type"]).encode("ascii"), to_json(payload))
 
 
 ANTHROPIC_EVENTS = StreamKind("text/event-stream; charset=utf-8", event({"type": "ping"}), event)

@@ -62,13 +62,13 @@ class LlmServiceSettings(_Section):
     """Where language models are reached: by one hop, or by one for each model."""
 
     url: Target | None = Field(
-        None,
-        description="As for every service; unset, and without models, 127.0.0.1:50054. Asked for all other models.",
+        "127.0.0.1:50054",
+        description="As for every service; asked for all models without a worker of their own. null: there are none.",
     )
     slow_call_seconds: float | None = Field(
         None, gt=0, le=3600, description="As for every service; it holds for each of the models too."
     )
-    models: dict[Annotated[str, Field(min_length=1, max_length=512)], ServiceSettings] = Field(
+    models: dict[str, ServiceSettings] = Field(
         default_factory=dict,
         description="Models with workers of their own, by the name that callers use: each has a url, and a hop.",
     )
@@ -76,7 +76,7 @@ class LlmServiceSettings(_Section):
     @model_validator(mode="after")
     def _reach_something(self) -> Self:
         if self.url is None and not self.models:
-            object.__setattr__(self, "url", "127.0.0.1:50054")  # frozen, and this is still its making
+            raise ValueError("needs a url, or models with urls of their own")
         return self
 
 

@@ -123,14 +123,16 @@ async def test_the_status_tells_every_hop(client: httpx.AsyncClient) -> None:
 
 
 def test_models_have_urls_of_their_own() -> None:
-    """Without a url for all others, only the models are reached; misspelt keys are named."""
+    """Where there is no url for all others, only the models are reached; misspelt keys are named."""
     models = {"small": {"url": "a:1"}, "large": {"url": "b:1,c:1"}}
-    llm = GatewaySettings.model_validate({"services": {"llm": {"models": models}}}).services.llm
+    llm = GatewaySettings.model_validate({"services": {"llm": {"url": None, "models": models}}}).services.llm
     assert (llm.url, {name: model.url for name, model in llm.models.items()}) == (
         None,
         {"small": "a:1", "large": "b:1,c:1"},
     )
     assert GatewaySettings().services.llm.url == "127.0.0.1:50054"
+    with pytest.raises(SettingsError, match="a url, or models"):
+        GatewaySettings.load({}, services={"llm": {"url": None}})
     with pytest.raises(SettingsError, match=r"services.llm.models.small.rul.*url"):
         GatewaySettings.load({}, services={"llm": {"models": {"small": {"url": "a:1", "rul": "b:1"}}}})
 
