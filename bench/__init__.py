@@ -1,8 +1,10 @@
 """``python -m bench``: what the mesh costs and gives, measured beside what it replaces, in one run on one machine.
 
 Most figures are ratios to a baseline, because the seconds of one machine say little about another. The two sides of a
-ratio take turns, round by round, and never run at once. Read in this order: `measure` (what a round is),
-`load` (the load generator), then one module a part: `gateway`, `footprint`, `embedding`, `rerank`, `llm`; `report`
-holds the table, the picture and the JSON. The baselines are `bare` (a gateway with nothing in it), `monolith` (an API
-process that holds torch), `inprocess` (the model called directly) and, for language models, the engine itself.
+ratio take turns, round by round, and never run at once. Read in this order: `measure` (what a round is), `load` (the
+load generator), `ways` (how texts get embedded), then one module a part: `gateway`, `footprint`, `embedding`, `single`,
+`engines`, `cached`, `rerank`, `crossencoder`, `curve`, `memory`, `llm`, and `peers` for other servers; `report` holds
+the table, the bars and the JSON, `chart` throughput over latency. The baselines are `bare` (a gateway with nothing in
+it), `monolith` (an API process that holds torch), `inprocess` (the model called directly, by `aside` in a process of
+its own) and, for language models, the engine itself. Workers that a part needs for itself are started by `workers`.
 """

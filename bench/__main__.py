@@ -1,4 +1,4 @@
-"""``python -m bench [all | gateway | embedding | rerank | llm]``: measure, print, write."""
+"""``python -m bench [all | PART …]``: measure, print, write."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from pathlib import Path
 
 import uvloop
 
+from bench import chart
 from bench.options import Options, parse
 from bench.report import Report
 from bench.run import NEED_A_MESH, Run
 from bench.subject import CannotMeasure, Subject, find
 from ops.local.layout import Layout
+
+_DRAW_LATER = "With it (pip install -e '.[bench]'): python -m bench.chart THE.json THE.png"
 
 EXIT_NOT_ALL = 1
 EXIT_NO_MESH = 2
@@ -41,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     path = options.json_path or layout.home / "bench" / f"{datetime.now():%Y-%m-%dT%H-%M-%S}.json"
     write(report, path)
-    print(f"{report.text()}\n\nWritten to {path}")
+    print(f"{report.text()}\n\nWritten to {path}{_drawn(report, path.with_suffix('.png'))}")
     return EXIT_NOT_ALL if report.skipped else 0
 
 
@@ -51,6 +54,17 @@ async def _measure(options: Options, layout: Layout, subject: Subject | None) ->
     # The runner turns Ctrl-C into a cancellation; an end that is asked for politely gets the same clean-up.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     return await Run(options, layout).measure(subject)
+
+
+def _drawn(report: Report, path: Path) -> str:
+    """Draw the report's curves where there are any, and say what came of it."""
+    if not report.curves:
+        return ""
+    try:
+        chart.draw(report.curves, path, title=chart.title_of(report.machine))
+    except ModuleNotFoundError:
+        return f"; there is no PNG, since matplotlib is not installed here. {_DRAW_LATER}"
+    return f", the chart to {path}"
 
 
 def write(report: Report, path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -21,8 +21,11 @@ _REQUESTS = 64
 _WARM_SECONDS = 1.0
 
 
-def gateway_program(python: Path, worker: str = "") -> Program:
-    """The gateway as it is run, on a free port, with every hop at ``worker``; empty means where nothing answers."""
+def gateway_program(python: Path, worker: str = "", variables: Mapping[str, str] | None = None) -> Program:
+    """The gateway as it is run, on a free port, with every hop at ``worker``; empty means where nothing answers.
+
+    ``variables`` are further settings.
+    """
     port = free_port()
     target = worker or f"127.0.0.1:{free_port()}"
     services = ("EMBEDDING_SERVICE_URL", "RERANKING_SERVICE_URL", "GPU_SERVICE_URL", "LLM_SERVICE_URL")
@@ -30,7 +33,12 @@ def gateway_program(python: Path, worker: str = "") -> Program:
         name="The gateway",
         command=[python, "-m", "gateway"],
         port=port,
-        variables={"GATEWAY_PORT": str(port), "GATEWAY_HOST": "127.0.0.1", **dict.fromkeys(services, target)},
+        variables={
+            "GATEWAY_PORT": str(port),
+            "GATEWAY_HOST": "127.0.0.1",
+            **dict.fromkeys(services, target),
+            **(variables or {}),
+        },
         ready_path="/health/ready",
     )
 

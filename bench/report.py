@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.chart import Curve, text_chart
+
 SCHEMA = 1
 """Raised when a key of the JSON changes its meaning or goes away; new keys do not count."""
 
@@ -35,7 +37,7 @@ class Row:
     """One figure of the mesh beside its baseline's.
 
     Attributes:
-        part: gateway, embedding, rerank or llm.
+        part: one of ``bench.options.PARTS``.
         what: what was measured and how.
         unit: of ``mesh`` and ``baseline``.
         mesh: the mesh's figure: the median over the rounds.
@@ -112,6 +114,8 @@ class Report:
         rows: the figures.
         skipped: parts that were not measured, each with the reason.
         notes: what a reader of the figures should know.
+        curves: throughput over latency.
+        drawings: further pictures in text.
     """
 
     started: str
@@ -120,6 +124,8 @@ class Report:
     rows: tuple[Row, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    drawings: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -131,13 +137,13 @@ class Report:
             "rows": [row.document() for row in self.rows],
             "skipped": dict(self.skipped),
             "notes": list(self.notes),
+            "curves": [curve.document() for curve in self.curves],
         }
 
     def text(self) -> str:
         """As a person reads it."""
         parts = ["\n".join(f"{name}: {value}" for name, value in self.machine.items()), table(self.rows)]
-        if drawn := picture(self.rows):
-            parts.append(drawn)
+        parts.extend(filter(None, [picture(self.rows), text_chart(self.curves), *self.drawings]))
         remarks = [*(f"{part} was not measured: {reason}" for part, reason in self.skipped.items()), *self.notes]
         if remarks:
             parts.append("\n".join(f"- {remark}" for remark in remarks))

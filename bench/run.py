@@ -11,10 +11,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import embedding, footprint, gateway, llm, machine, rerank
-from bench.inprocess import BaselineFailed, InProcess
+from bench import (
+    cached,
+    crossencoder,
+    curve,
+    embedding,
+    engines,
+    footprint,
+    gateway,
+    llm,
+    machine,
+    memory,
+    rerank,
+    single,
+)
+from bench.aside import BaselineFailed
+from bench.chart import Curve
+from bench.inprocess import InProcess
 from bench.load import RequestFailed
 from bench.options import Options
+from bench.peers.catalog import PEERS, Peer
+from bench.peers.install import install, is_installed
+from bench.peers.measure import measure as measure_peer
 from bench.processes import DidNotStart
 from bench.report import Report, Row
 from bench.subject import CannotMeasure, Comparison, Subject
@@ -23,7 +41,9 @@ from inference.models import ModelRequest, resolve
 from mesh.errors import MeshError
 from ops.local.layout import Layout
 
-NEED_A_MESH = frozenset({"embedding", "rerank", "llm"})
+NEED_A_MESH = frozenset({"embedding", "single", "cached", "rerank", "curve", "peers", "llm"})
+_BESIDE_THE_MODEL = frozenset({"embedding", "single", "engines", "cached", "rerank", "curve", "peers"})
+_HOW_TO_INSTALL = "it is not installed; ./scripts/bench.sh --install-peers does that, from PyPI"
 _NEAR_LIMIT_CORES = 0.8
 _COST = "generator_us_per_request"
 _QUICK = "A quick run: rounds this short say whether it works, not how fast it is."
@@ -41,24 +61,29 @@ class Run:
         self._options = options
         self._layout = layout
         self._began = time.monotonic()
+        self._peers_dir = options.peers_dir or layout.home / "peers"
         self._rows: list[Row] = []
+        self._curves: list[Curve] = []
+        self._drawings: list[str] = []
         self._skipped: dict[str, str] = {}
         self._busy: list[float] = []
 
     async def measure(self, subject: Subject | None) -> Report:
         """All parts. ``subject`` is the mesh under test; None where no part needs one."""
-        options, gateway_python = self._options, self._layout.python("gateway")
+        options, layout = self._options, self._layout
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        facts = machine.facts(gateway_python)
+        facts = machine.facts(layout.python("gateway"))
         model, why_none = find_model(options.model)
         if "gateway" in options.parts:
-            await self._part("gateway tax", lambda: gateway.measure(options, gateway_python, self._tell))
-            await self._part("gateway footprint", lambda: footprint.measure(options, gateway_python, model, self._tell))
-        if subject is not None:
-            await self._beside_the_model(subject, model, why_none)
-            if "llm" in options.parts:
-                demo_model = self._layout.models / "demo-llm"
-                await self._part("llm", lambda: llm.measure(options, subject, demo_model, self._tell))
+            await self._gateway(model)
+        await self._beside_the_model(subject, model, why_none)
+        if "cross-encoder" in options.parts:
+            await self._part("cross-encoder", partial(self._cross_encoder, model, why_none))
+        if "memory" in options.parts:
+            await self._part("memory", self._memory)
+        if "llm" in options.parts and subject is not None:
+            demo_model = layout.models / "demo-llm"
+            await self._part("llm", lambda: llm.measure(options, subject, demo_model, self._tell))
         settings: dict[str, Any] = {"rounds": options.rounds, "seconds": options.seconds, "quick": options.quick}
         if subject is not None:
             settings["serves"] = {name: hop.model for name, hop in subject.hops.items()}
@@ -71,13 +96,17 @@ class Run:
         ]
         return Report(
             started=started, machine=facts, settings=settings, rows=tuple(self._rows), skipped=self._skipped,
-            notes=tuple(filter(None, notes)),
+            notes=tuple(filter(None, notes)), curves=tuple(self._curves), drawings=tuple(self._drawings),
         )  # fmt: skip
 
-    async def _beside_the_model(self, subject: Subject, model: Path | None, why_none: str) -> None:
+    async def _gateway(self, model: Path | None) -> None:
+        options, python = self._options, self._layout.python("gateway")
+        await self._part("gateway tax", lambda: gateway.measure(options, python, self._tell))
+        await self._part("gateway footprint", lambda: footprint.measure(options, python, model, self._tell))
+
+    async def _beside_the_model(self, subject: Subject | None, model: Path | None, why_none: str) -> None:
         """The parts whose baseline is the model in process, while that process lives."""
-        parts = {"embedding": embedding.measure, "rerank": rerank.measure}
-        wanted = {name: measure for name, measure in parts.items() if name in self._options.parts}
+        wanted = [part for part in self._options.parts if part in _BESIDE_THE_MODEL]
         if not wanted:
             return
         if model is None:
@@ -86,11 +115,61 @@ class Run:
         self._tell(f"loading {self._options.model} in process, as the baseline")
         try:
             async with InProcess(model) as baseline:
-                comparison = Comparison(self._options, subject, baseline, self._tell)
-                for name, measure in wanted.items():
-                    await self._part(name, partial(measure, comparison))
+                for part in wanted:
+                    await self._beside(part, subject, model, baseline)
         except BaselineFailed as error:
             self._skipped.update({name: str(error) for name in wanted if name not in self._skipped})
+
+    async def _beside(self, part: str, subject: Subject | None, model: Path, baseline: InProcess) -> None:
+        layout = self._layout
+        if part == "engines":
+            for name in engines.names():
+                measure = partial(engines.measure, name, self._options, layout, baseline=baseline, tell=self._tell)
+                await self._part(f"engine {name}", measure)
+        if subject is None:
+            return
+        comparison = Comparison(self._options, subject, baseline, self._tell)
+        if part == "peers":
+            await self._peers(comparison, model)
+        measured: dict[str, Callable[[], Awaitable[Sequence[Row]]]] = {
+            "embedding": lambda: embedding.measure(comparison),
+            "single": lambda: single.measure(comparison, model, layout.models),
+            "cached": lambda: cached.measure(comparison, layout.python("gateway")),
+            "rerank": lambda: rerank.measure(comparison),
+            "curve": lambda: self._curve(comparison),
+        }
+        if part in measured:
+            await self._part(part, measured[part])
+
+    async def _peers(self, comparison: Comparison, model: Path) -> None:
+        why_not: dict[str, str] = {}
+        if self._options.install_peers:
+            self._tell(f"installing the peers into {self._peers_dir}")
+            why_not = await asyncio.to_thread(install, self._layout, self._peers_dir)
+
+        async def measure(peer: Peer) -> list[Row]:
+            if not is_installed(peer, self._peers_dir):
+                raise CannotMeasure(why_not.get(peer.environment_name, _HOW_TO_INSTALL))
+            rows, curve_ = await measure_peer(peer, self._peers_dir, model, comparison)
+            self._curves.append(curve_)
+            return rows
+
+        for peer in PEERS:
+            await self._part(peer.name, partial(measure, peer))
+
+    async def _curve(self, comparison: Comparison) -> Sequence[Row]:
+        self._curves.extend(await curve.measure(comparison))
+        return ()
+
+    async def _cross_encoder(self, model: Path | None, why_none: str) -> Sequence[Row]:
+        if model is None:
+            raise CannotMeasure(why_none)
+        return await crossencoder.measure(self._options, self._layout, model, tell=self._tell)
+
+    async def _memory(self) -> Sequence[Row]:
+        rows, drawing = await memory.measure(self._options, self._layout, tell=self._tell)
+        self._drawings.append(drawing)
+        return rows
 
     async def _part(self, name: str, measure: Callable[[], Awaitable[Sequence[Row]]]) -> None:
         busy = await asyncio.to_thread(machine.busy_cores)
@@ -100,7 +179,7 @@ class Run:
                 self._tell(warning)
         try:
             self._rows.extend(await measure())
-        except (CannotMeasure, DidNotStart, RequestFailed, MeshError, OSError) as error:
+        except (CannotMeasure, DidNotStart, RequestFailed, BaselineFailed, MeshError, OSError) as error:
             self._skipped[name] = str(error)
             self._tell(f"{name} was not measured: {error}")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -38,6 +40,7 @@ winter without wonder world yellow yesterday young
 _WORDS = _VOCABULARY.split()
 
 SEED = 20_240
+_MOST_WORDS = 400
 
 
 class Length(Enum):
@@ -77,6 +80,16 @@ def random_rankings(count: int, documents: int, *, seed: int = SEED) -> list[Ran
             passages[position] = f"{' '.join(shared)} {passages[position]}"
         rankings.append(Ranking(query, tuple(passages)))
     return rankings
+
+
+def texts_of_all_lengths(count: int, *, seed: int = SEED) -> Iterator[str]:
+    """``count`` texts of 1 to 400 words, short ones more often than long ones: every length in tokens occurs, up to
+    what a model with 512 tokens reads.
+    """
+    source = random.Random(f"{seed}:all lengths")
+    for _ in range(count):
+        words = round(math.exp(source.uniform(0.0, math.log(_MOST_WORDS))))
+        yield " ".join(source.choices(_WORDS, k=words))
 
 
 def _text(source: random.Random, length: Length) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -14,19 +15,13 @@ from inference.engines import FloatArray
 from inference.loading import LoadedModel
 from inference.padding import pad
 from inference.pooling import normalized
+from inference.prompts import InputType, prefix
 from inference.runner import ModelRunner, RunnerLimits, TextSize, short_name
 from inference.tokenizing import Tokenized, TokenizedInput, Truncation
 from mesh.context import Priority
 from mesh.deadline import Deadline
-from mesh.errors import InvalidRequest, WrongState
-
-
-class InputType(Enum):
-    """What an input is for; a model with prompts encodes the two differently."""
-
-    UNSPECIFIED = ""
-    QUERY = "query"
-    DOCUMENT = "document"
+from mesh.errors import InvalidRequest, ModelUnusable, WrongState
+from mesh.version import VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,16 +30,46 @@ class EmbeddingRequest:
 
     Attributes:
         dimensions: cut to this many and normalise again; None keeps all.
-        normalize: scale each vector to length 1.
+        normalize: scale each vector to length 1; None does as the model's profile says.
+        input_type: what the inputs are for.
+        prompt_name: one of the model's own prompts, instead of a type.
     """
 
     texts: Sequence[str] = ()
     token_inputs: Sequence[Sequence[int]] = ()
     model: str = ""
     dimensions: int | None = None
-    normalize: bool = True
+    normalize: bool | None = None
     truncation: Truncation = Truncation.END
     input_type: InputType = InputType.UNSPECIFIED
+    prompt_name: str = ""
+
+
+_FILES_THAT_DECIDE = ("config.json", "tokenizer.json")
+
+
+def fingerprint_of(loaded: LoadedModel, cuts: Sequence[int]) -> str:
+    """Equal only where equal requests get equal vectors: for replicas, restarts, and caches that outlive both.
+
+    The mesh's version is part of it, since its code between text and vector may change with it; so are the allowed
+    ``cuts``, since a vector that was kept must not answer what is refused now.
+    """
+    model, traits = loaded.model, loaded.engine.traits
+    facts = {
+        "mesh": VERSION,
+        "model": model.name,
+        "revision": model.revision,
+        # A local model's revision is of its weights alone.
+        **{name: hashlib.sha256((model.path / name).read_bytes()).hexdigest() for name in _FILES_THAT_DECIDE},
+        "card": asdict(model.card),
+        "cuts": sorted(cuts),
+        "engine": loaded.verdict.engine,
+        "precision": traits.precision,
+        "export": traits.export,
+        # Of two devices of one kind either will do.
+        "device": traits.device.partition(":")[0],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 _CANARY = EmbeddingRequest(texts=("canary",))
@@ -57,12 +82,14 @@ class Embeddings:
     Attributes:
         vectors: float32 (inputs, dimensions), in the order of the inputs.
         tokens: what the model read, special tokens included.
+        input_tokens: the same for each input.
         characters: of the inputs before truncation.
         truncated: positions of the inputs that were cut.
     """
 
     vectors: FloatArray
     tokens: int
+    input_tokens: tuple[int, ...]
     characters: int
     truncated: tuple[int, ...]
     total_seconds: float
@@ -83,7 +110,9 @@ class Embedder:
         self, loaded: LoadedModel, limits: RunnerLimits, *, aliases: Sequence[str] = (), dimensions: Sequence[int] = ()
     ) -> None:
         self.loaded = loaded
+        _require_room_after_prompts(loaded)
         self.matryoshka = tuple(sorted({*loaded.model.card.matryoshka_dimensions, *dimensions}, reverse=True))
+        self.fingerprint = fingerprint_of(loaded, self.matryoshka)
         self.runner: ModelRunner[TokenizedInput, FloatArray] = ModelRunner(
             loaded, self._compute, limits, capability="embedding", aliases=(short_name(loaded.model.name), *aliases)
         )
@@ -118,7 +147,7 @@ class Embedder:
         """The vectors of ``request``'s inputs, in their order.
 
         Raises:
-            InvalidRequest: no input, an empty text, an unknown token id, or too long with Truncation.REFUSE.
+            InvalidRequest: no input, an empty text, an unknown token id or prompt, or too long with Truncation.REFUSE.
             WrongState: ``dimensions`` that this model cannot give.
             NotFound: another model is served.
             PayloadTooLarge: more inputs or tokens than the limits allow.
@@ -139,7 +168,9 @@ class Embedder:
         return Embeddings(
             vectors=vectors,
             tokens=tokenized.tokens,
-            characters=tokenized.characters,
+            input_tokens=tuple(each.tokens for each in tokenized.inputs),
+            # Of what the caller sent: the model's prefixes are not the caller's.
+            characters=sum(map(len, request.texts)),
             truncated=tokenized.truncated,
             total_seconds=time.perf_counter() - started,
             tokenization_seconds=tokenization_seconds,
@@ -186,7 +217,14 @@ class Embedder:
         self, request: EmbeddingRequest, *, deadline: Deadline, priority: Priority, canary: bool
     ) -> Tokenized:
         tokenizer = self.loaded.tokenizer
+        prompt = prefix(self.loaded.model.card, request.input_type, request.prompt_name)
         if request.token_inputs:
+            if prompt and (request.prompt_name or request.input_type is not InputType.UNSPECIFIED):
+                raise InvalidRequest(
+                    "The model reads a prompt before inputs of this type, and none can be put before token ids. "
+                    "Send texts, or state no type.",
+                    param="input_type",
+                )
             specials = sum(tokenizer.specials)
             tokens = sum(min(len(ids) + specials, tokenizer.max_tokens) for ids in request.token_inputs)
             self.runner.require_tokens(tokens, param="input")
@@ -197,11 +235,10 @@ class Embedder:
                 priority=priority,
                 canary=canary,
             )
-        prompt = self.loaded.model.card.prompts.get(request.input_type.value, "")
         texts = [prompt + text for text in request.texts] if prompt else request.texts
         return await self.runner.tokenize(
             TextSize(len(texts), sum(map(len, texts))),
-            lambda: tokenizer.singles(texts, request.truncation),
+            lambda: tokenizer.singles(texts, request.truncation, prompt=prompt),
             deadline=deadline,
             priority=priority,
             canary=canary,
@@ -216,5 +253,17 @@ class Embedder:
         cut = request.dimensions is not None and request.dimensions < vectors.shape[1]
         if cut:
             vectors = vectors[:, : request.dimensions]
+        wanted = self.loaded.model.card.normalize if request.normalize is None else request.normalize
         # A cut vector is always scaled: its length means nothing.
-        return normalized(vectors) if request.normalize or cut else vectors
+        return normalized(vectors) if wanted or cut else vectors
+
+
+def _require_room_after_prompts(loaded: LoadedModel) -> None:
+    """Raise ModelUnusable where a prompt fills what the model reads: every vector would be the prompt's."""
+    for name, prompt in loaded.model.card.prompts.items():
+        if loaded.tokenizer.count(prompt) + sum(loaded.tokenizer.specials) >= loaded.tokenizer.max_tokens:
+            raise ModelUnusable(
+                f"The prompt {name!r} of {loaded.model.name} fills the {loaded.tokenizer.max_tokens} tokens that are "
+                "read. Shorten it in the profile, or raise the longest input.",
+                reason="PROFILE_INVALID",
+            )

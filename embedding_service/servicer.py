@@ -9,8 +9,9 @@ from functools import partial
 import grpc.aio
 import numpy as np
 
-from embedding_service.embedder import Embedder, EmbeddingRequest, Embeddings, InputType
+from embedding_service.embedder import Embedder, EmbeddingRequest, Embeddings
 from inference.life import ModelLife
+from inference.prompts import InputType
 from inference.tokenizing import Truncation
 from mesh.context import CallContext
 from mesh.deadline import Deadline
@@ -37,6 +38,9 @@ _INPUT_TYPE = {
     pb.INPUT_TYPE_UNSPECIFIED: InputType.UNSPECIFIED,
     pb.INPUT_TYPE_QUERY: InputType.QUERY,
     pb.INPUT_TYPE_DOCUMENT: InputType.DOCUMENT,
+    pb.INPUT_TYPE_CLASSIFICATION: InputType.CLASSIFICATION,
+    pb.INPUT_TYPE_CLUSTERING: InputType.CLUSTERING,
+    pb.INPUT_TYPE_SIMILARITY: InputType.SIMILARITY,
 }
 
 
@@ -111,6 +115,13 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
                     check_texts_per_second=verdict.texts_per_second,
                     pooling=model.card.pooling.value,
                     matryoshka_dimensions=embedder.matryoshka,
+                    fingerprint=embedder.fingerprint,
+                    profile=pb.Profile(
+                        source=model.card.profile,
+                        prompts=model.card.prompts,
+                        default_prompt=model.card.default_prompt,
+                        normalize=model.card.normalize,
+                    ),
                 )
             ],
             limits=pb.Limits(
@@ -128,7 +139,7 @@ class EmbeddingServicer(embedding_pb2_grpc.EmbeddingServiceServicer):
         embedder.runner.require_items(len(request.texts) + len(request.token_inputs), param="input")
         found = await embedder.embed(_from_wire(request), deadline=deadline, priority=call.priority)
         readable = request.format == pb.VECTOR_FORMAT_FLOATS
-        to_wire = partial(_to_wire, found, model=embedder.loaded.model.name, readable=readable)
+        to_wire = partial(_to_wire, found, embedder, readable=readable)
         if readable and found.vectors.size > _INLINE_FLOATS:
             return await asyncio.to_thread(to_wire)
         return to_wire()
@@ -139,23 +150,27 @@ def _from_wire(request: pb.EmbedRequest) -> EmbeddingRequest:
     if truncation is None:
         raise InvalidRequest(f"truncation has no value {request.truncation}.", param="truncation")
     if input_type is None:
-        raise InvalidRequest(f"input_type has no value {request.input_type}.", param="input_type")
+        raise InvalidRequest(
+            f"input_type has no value {request.input_type}. There are: {', '.join(pb.InputType.keys())}.",
+            param="input_type",
+        )
     return EmbeddingRequest(
         texts=tuple(request.texts),
         # Not copied here: of 16 million ids the model may read 512, and copying takes a while.
         token_inputs=tuple(each.ids for each in request.token_inputs),
         model=request.model,
         dimensions=request.dimensions if request.HasField("dimensions") else None,
-        normalize=request.normalize if request.HasField("normalize") else True,
+        normalize=request.normalize if request.HasField("normalize") else None,
         truncation=truncation,
         input_type=input_type,
+        prompt_name=request.prompt_name,
     )
 
 
-def _to_wire(found: Embeddings, *, model: str, readable: bool) -> pb.EmbedResponse:
+def _to_wire(found: Embeddings, embedder: Embedder, *, readable: bool) -> pb.EmbedResponse:
     rows, dim = found.vectors.shape
     response = pb.EmbedResponse(
-        model=model,
+        model=embedder.loaded.model.name,
         rows=rows,
         dim=dim,
         usage=pb.Usage(tokens=found.tokens, characters=found.characters),
@@ -167,6 +182,8 @@ def _to_wire(found: Embeddings, *, model: str, readable: bool) -> pb.EmbedRespon
             batch_size=found.batch_size,
         ),
         truncated_inputs=found.truncated,
+        fingerprint=embedder.fingerprint,
+        input_tokens=found.input_tokens,
     )
     if readable:
         response.readable_vectors.extend(pb.Vector(values=row.tolist()) for row in found.vectors)

@@ -18,6 +18,11 @@ class EmbeddingSettings(ModelWorkerSettings):
     model: str = Field(
         DEFAULT_EMBEDDING_MODEL, description="The model: a directory, or a hub name. Safetensors weights only."
     )
+    prompts: dict[str, str] = Field(
+        {},
+        description='Prefixes by name, as JSON: {"query": "query: ", "document": "passage: "}. They stand above what '
+        "the model's files and its profile say; an empty one takes a prefix away.",
+    )
     dimensions: list[int] = Field(
         [],
         description="Dimensions that a request may ask for, as JSON: [256, 128]. Only for models trained to be cut "

@@ -11,6 +11,7 @@ from inference.card import ModelKind
 from inference.life import ModelLife
 from inference.loading import LoadedModel, load
 from inference.models import ModelRequest
+from inference.profiles import Overrides
 from inference.runner import RunnerLimits
 from mesh.serving import Capability
 
@@ -55,6 +56,7 @@ def load_embedder(settings: EmbeddingSettings) -> Embedder:
         sha256=settings.model_sha256,
         setting=settings.variable("model"),
         served_as=settings.served_model_name,
+        overrides=Overrides(file=settings.model_profile, prompts=settings.prompts),
     )
     return make_embedder(load(request, settings.engine_plan, max_tokens=settings.max_input_tokens), settings)
 

@@ -85,13 +85,13 @@ def main() -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code."""
     try:
         settings = GatewaySettings.load()
+        configure_logging("gateway", settings.log_format)
+        lifecycle = Lifecycle()
+        door = Door.of(settings, lifecycle)
+        app = create_app(settings, lifecycle=lifecycle, door=door)
     except SettingsError as error:
         print(f"gateway: {error}", file=sys.stderr)
         return EXIT_SETTINGS
-    configure_logging("gateway", settings.log_format)
-    lifecycle = Lifecycle()
-    door = Door.of(settings, lifecycle)
-    app = create_app(settings, lifecycle=lifecycle, door=door)
     config = server_config(
         app,
         settings,

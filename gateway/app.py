@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from gateway.routes.rerank import RerankRoutes
 from gateway.routes.tei import TeiRoutes
 from gateway.settings import GatewaySettings
 from gateway.status import StatusReport
+from gateway.vector_cache.building import with_vector_cache
 from gateway.vocabulary import PUBLISHED, OpenAIVocabulary
 from gateway.writers import Writers
 from gateway.writing import Scribe
@@ -105,8 +107,12 @@ def create_app(
         peers: who answers; left out, the workers that the settings name.
         lifecycle: shared with whoever runs the app and tells it to drain.
         door: shared with the server, which may turn requests away by it before they come here.
+
+    Raises:
+        SettingsError: what the settings ask for is not installed.
     """
     peers = peers or dial(settings)
+    peers = replace(peers, embedder=with_vector_cache(peers.embedder, settings))
     lifecycle = lifecycle or Lifecycle()
     door = door or Door.of(settings, lifecycle)
     app = FastAPI(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,6 +25,9 @@ class PeerHop(Protocol):
 
     def require_room(self, priority: Priority = Priority.INTERACTIVE) -> None:
         """Raise Overloaded, CircuitOpen or Unavailable where a call now would be refused here anyway."""
+
+    def servers(self) -> Hashable:
+        """Who serves now; changes whenever one comes, goes or was started anew."""
 
 
 class Peer(Protocol):

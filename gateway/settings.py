@@ -1,7 +1,8 @@
 """What the gateway can be told: ``config/gateway.yaml``, and the environment above it.
 
-Precedence, strongest first: arguments of `GatewaySettings.load`, the ``*_SERVICE_URL`` variables, ``GATEWAY_*``
-variables (``GATEWAY_LIMITS__MAX_JSON_BYTES`` reaches into a section), the file that ``GATEWAY_CONFIG`` names, defaults.
+Precedence, strongest first: arguments of `GatewaySettings.load`, the variables without a prefix
+(``EMBEDDING_SERVICE_URL``, ``ENABLE_VECTOR_CACHE``), ``GATEWAY_*`` variables (``GATEWAY_LIMITS__MAX_JSON_BYTES``
+reaches into a section), the file that ``GATEWAY_CONFIG`` names, defaults.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from gateway.vector_cache.settings import VECTOR_CACHE_VARIABLES, VectorCacheSettings
 from mesh.channel import endpoints_of
 from mesh.settings import MeshSettings, SettingsError, nearest
 
@@ -28,6 +30,12 @@ SERVICE_URL_VARIABLES = {
     "LLM_SERVICE_URL": "llm",
 }
 """The variables of the migration guide, and the service each one points."""
+
+PLAIN_VARIABLES: dict[str, tuple[str, ...]] = {
+    **{variable: ("services", service, "url") for variable, service in SERVICE_URL_VARIABLES.items()},
+    **{variable: ("vector_cache", name) for variable, name in VECTOR_CACHE_VARIABLES.items()},
+}
+"""All variables without the gateway's prefix, and the path of the setting that each one makes."""
 
 
 def _target(text: str) -> str:
@@ -233,6 +241,7 @@ class GatewaySettings(MeshSettings):
     timeouts: TimeoutsSettings = Field(TimeoutsSettings(), description="How long a request may take.")
     streams: StreamsSettings = Field(StreamsSettings(), description="How streamed answers are kept alive.")
     vocabulary: VocabularySettings = Field(VocabularySettings(), description="How OpenAI's token ids are read.")
+    vector_cache: VectorCacheSettings = Field(VectorCacheSettings(), description="Vectors that are kept.")
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Self:
@@ -257,7 +266,7 @@ class GatewaySettings(MeshSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The sources, strongest first."""
-        return init_settings, _ServiceUrls(settings_cls), env_settings, _ConfigFile(settings_cls)
+        return init_settings, _PlainVariables(settings_cls), env_settings, _ConfigFile(settings_cls)
 
 
 class _WholeSource(PydanticBaseSettingsSource):
@@ -268,16 +277,19 @@ class _WholeSource(PydanticBaseSettingsSource):
         return None, field_name, False
 
 
-class _ServiceUrls(_WholeSource):
-    """The four variables of the migration guide."""
+class _PlainVariables(_WholeSource):
+    """The variables without a prefix."""
 
     def __call__(self) -> dict[str, Any]:
-        found = {
-            service: {"url": url}
-            for variable, service in SERVICE_URL_VARIABLES.items()
-            if (url := os.environ.get(variable, "").strip())
-        }
-        return {"services": found} if found else {}
+        found: dict[str, Any] = {}
+        for variable, (*sections, name) in PLAIN_VARIABLES.items():
+            value = os.environ.get(variable, "").strip()
+            if value:
+                place = found
+                for section in sections:
+                    place = place.setdefault(section, {})
+                place[name] = value
+        return found
 
 
 class _ConfigFile(_WholeSource):
@@ -349,6 +361,8 @@ def _refuse_misspelt_variables(model: type[GatewaySettings], environ: Mapping[st
             # Other programs have service URLs too: only what looks like a slip of the pen stops the start.
             if _close(upper):
                 raise SettingsError(f"Unknown setting {name}.{hint}")
+        if upper.startswith(("VECTOR_CACHE_", "ENABLE_VECTOR_")) and upper not in VECTOR_CACHE_VARIABLES:
+            raise SettingsError(f"Unknown setting {name}.{nearest(upper, set(VECTOR_CACHE_VARIABLES))}")
 
 
 def _injected(name: str) -> bool:

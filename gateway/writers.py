@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from gateway.peers import Peers, Writer
@@ -23,6 +23,10 @@ class AnyHop:
     def status(self) -> HopStatus:
         """The first hop's: it stands for the capability."""
         return self.writers[0].hop.status()
+
+    def servers(self) -> Hashable:
+        """Who serves now, on any of the hops."""
+        return tuple(writer.hop.servers() for writer in self.writers)
 
     def require_room(self, priority: Priority = Priority.INTERACTIVE) -> None:
         """Raise what the last hop raises, where a call would be refused on every one of them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -17,6 +17,10 @@ class ModelKind(Enum):
 
     EMBEDDING = "embedding"
     CROSS_ENCODER = "cross-encoder"
+    GENERATIVE = "generative"
+    """A language model that answers whether a document is relevant."""
+    RERANKER = "reranker"
+    """Whichever of the two a model is; its card names the one."""
 
 
 class Pooling(Enum):
@@ -49,7 +53,11 @@ class ModelCard:
         dimensions: length of a token state, and so of a vector.
         labels: outputs of a classification head; 0 for an encoder.
         matryoshka_dimensions: dimensions the model says it was trained to be cut to.
-        prompts: prefix by input type (``query``, ``document``).
+        prompts: prefix by name (``query``, ``document``, …), none of them empty.
+        default_prompt: name of the prompt for inputs of no stated type; empty means none.
+        normalize: whether vectors are scaled to length 1 unless a request says otherwise.
+        states_modules: whether the model's own files say how it pools, or that was assumed.
+        profile: where prompts, pooling and dimensions came from, for people.
     """
 
     kind: ModelKind
@@ -64,6 +72,10 @@ class ModelCard:
     pad_token_id: int = 0
     matryoshka_dimensions: tuple[int, ...] = ()
     prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str = ""
+    normalize: bool = True
+    states_modules: bool = False
+    profile: str = "model"
 
     @classmethod
     def read(cls, path: Path, *, name: str, kind: ModelKind) -> ModelCard:
@@ -89,7 +101,8 @@ class ModelCard:
 
     @classmethod
     def _of(cls, path: Path, name: str, kind: ModelKind, config: Mapping[str, Any]) -> ModelCard:
-        architecture = _architecture(config, name, kind)
+        modules = _modules(path / "modules.json", name) if kind is ModelKind.EMBEDDING else []
+        architecture, kind = _architecture(config, name, kind, is_embedder="Pooling" in dict(modules))
         sentence = _optional_json(path / "sentence_bert_config.json", name)
         tokenizer = _optional_json(path / "tokenizer_config.json", name)
         transformers_config = _optional_json(path / "config_sentence_transformers.json", name)
@@ -100,12 +113,15 @@ class ModelCard:
             dimensions=_positive(config, name, "hidden_size", "dim", "d_model"),
             vocabulary=_positive(config, name, "vocab_size"),
             max_input_tokens=_max_tokens(config, sentence, tokenizer),
-            pooling=_pooling(path, name) if kind is ModelKind.EMBEDDING else Pooling.CLS,
+            pooling=_pooling(path, modules, name) if kind is ModelKind.EMBEDDING else Pooling.CLS,
             lower_case=bool(sentence.get("do_lower_case", False)),
             labels=_labels(config, name) if kind is ModelKind.CROSS_ENCODER else 0,
             pad_token_id=int(config.get("pad_token_id") or 0),
             matryoshka_dimensions=tuple(int(each) for each in config.get("matryoshka_dimensions") or ()),
             prompts=_prompts(transformers_config),
+            default_prompt=str(transformers_config.get("default_prompt_name") or ""),
+            normalize=_normalizes(modules, transformers_config),
+            states_modules=bool(modules),
         )
 
 
@@ -138,18 +154,23 @@ def _refuse_remote_code(config: Mapping[str, Any], name: str) -> None:
         )
 
 
-def _architecture(config: Mapping[str, Any], name: str, kind: ModelKind) -> str:
-    named = config.get("architectures") or [""]
-    architecture = str(named[0])
+def _architecture(config: Mapping[str, Any], name: str, kind: ModelKind, *, is_embedder: bool) -> tuple[str, ModelKind]:
+    """The architecture's name, and what the model is: of RERANKER, which of the two."""
+    architecture = str((config.get("architectures") or [""])[0])
     classifies = architecture.endswith("ForSequenceClassification")
-    if kind is ModelKind.CROSS_ENCODER and not classifies:
-        raise _wrong_kind(name, architecture, "a cross-encoder (…ForSequenceClassification)")
     generates = architecture.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel"))
-    if kind is ModelKind.EMBEDDING and (classifies or generates):
+    if kind is ModelKind.RERANKER and (classifies or generates):
+        kind = ModelKind.CROSS_ENCODER if classifies else ModelKind.GENERATIVE
+    if kind in (ModelKind.CROSS_ENCODER, ModelKind.RERANKER) and not classifies:
+        raise _wrong_kind(name, architecture, "a cross-encoder (…ForSequenceClassification)")
+    if kind is ModelKind.GENERATIVE and not generates:
+        raise _wrong_kind(name, architecture, "a language model (…ForCausalLM)")
+    # A decoder that was trained to embed keeps the name of the language model it was made of, and says how it pools.
+    if kind is ModelKind.EMBEDDING and (classifies or (generates and not is_embedder)):
         raise _wrong_kind(name, architecture, "a text encoder")
     if not config.get("model_type"):
         raise _wrong_kind(name, architecture, "a transformers model with a model_type")
-    return architecture
+    return architecture, kind
 
 
 def _wrong_kind(name: str, architecture: str, wanted: str) -> ModelUnusable:
@@ -178,12 +199,10 @@ def _max_tokens(config: Mapping[str, Any], sentence: Mapping[str, Any], tokenize
     return min(usable, default=_FALLBACK_MAX_TOKENS)
 
 
-def _pooling(path: Path, name: str) -> Pooling:
+def _pooling(path: Path, modules: Sequence[tuple[str, str]], name: str) -> Pooling:
     """From modules.json; mean where there is none, which is what sentence-transformers does with a bare encoder."""
-    if not (path / "modules.json").is_file():
-        return Pooling.MEAN
-    pooling: Pooling | None = None
-    for kind, folder in _modules(path / "modules.json", name):
+    pooling = Pooling.MEAN
+    for kind, folder in modules:
         if kind == "Pooling":
             pooling = _pooling_mode(_json(path / folder / "config.json", name), name)
         elif kind not in {"Transformer", "Normalize"}:
@@ -192,10 +211,13 @@ def _pooling(path: Path, name: str) -> Pooling:
                 "normalisation only.",
                 reason="MODEL_UNSUPPORTED",
             )
-    return pooling or Pooling.MEAN
+    return pooling
 
 
 def _modules(file: Path, name: str) -> list[tuple[str, str]]:
+    """Kind and folder of each module, in order; none where the model has no such file."""
+    if not file.is_file():
+        return []
     try:
         listed = json.loads(file.read_text(encoding="utf-8"))
         return [(str(module["type"]).rsplit(".", 1)[-1], str(module["path"])) for module in listed]
@@ -205,7 +227,18 @@ def _modules(file: Path, name: str) -> list[tuple[str, str]]:
         ) from error
 
 
+def _normalizes(modules: Sequence[tuple[str, str]], config: Mapping[str, Any]) -> bool:
+    """Only where a model compares by the plain dot product do its vectors' lengths mean something."""
+    plain_dot = config.get("similarity_fn_name") in {"dot", "dot_product"}
+    return not plain_dot or any(kind == "Normalize" for kind, _ in modules)
+
+
 def _pooling_mode(config: Mapping[str, Any], name: str) -> Pooling:
+    if config.get("include_prompt") is False:
+        raise ModelUnusable(
+            f"{name} leaves the prompt's tokens out of its pooling, which is not supported. Choose another model.",
+            reason="MODEL_UNSUPPORTED",
+        )
     stated = config.get("pooling_mode")
     modes = [stated] if isinstance(stated, str) else list(stated or ())
     modes += [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
@@ -232,7 +265,5 @@ def _labels(config: Mapping[str, Any], name: str) -> int:
 
 
 def _prompts(config: Mapping[str, Any]) -> dict[str, str]:
-    stated = config.get("prompts") or {}
-    query = stated.get("query") or ""
-    document = stated.get("document") or stated.get("passage") or ""
-    return {key: value for key, value in (("query", query), ("document", document)) if value}
+    # sentence-transformers writes empty prompts for query and document into models that have none.
+    return {str(key): str(value) for key, value in (config.get("prompts") or {}).items() if value}

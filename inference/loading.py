@@ -55,26 +55,43 @@ def load(  # noqa: PLR0913 - three of them are rarely given
     Raises:
         ModelUnusable: as ``models.resolve`` and ``engines.choice.open_engine``.
     """
+    model = find(request, max_tokens=max_tokens, report=report)
+    return open_model(model, plan, head=head, report=report, anew=anew)
+
+
+def find(request: ModelRequest, *, max_tokens: int = 0, report: Report = log.info) -> ResolvedModel:
+    """The first part of ``load``: the model's files, checked, nothing loaded."""
     # Its parallelism forks no process here; the variable only silences a warning about doing so.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     model = resolve(request)
     report(f"{model.name}: found ({model.source.value}, {model.revision[:19]})")
-    limit = model.card.max_input_tokens
     if max_tokens:
-        _refuse_longer_than_read(model, max_tokens, limit)
+        _refuse_longer_than_read(model, max_tokens, model.card.max_input_tokens)
         model = replace(model, card=replace(model.card, max_input_tokens=max_tokens))
+    return model
+
+
+def open_model(
+    model: ResolvedModel, plan: EnginePlan, *, head: Head | None = None, report: Report = log.info, anew: bool = False
+) -> LoadedModel:
+    """The second part of ``load``: tokenizer and engine of a model that was found."""
     tokenizer = TextTokenizer.load(
         model.path, name=model.name, max_tokens=model.card.max_input_tokens, lower_case=model.card.lower_case
     )
+    require_matching(model, tokenizer)
+    chosen_head = head or Head(model.card.pooling.value)
+    engine, verdict = open_engine(Job(model, tokenizer, chosen_head), plan, report, anew=anew)
+    return LoadedModel(model=model, tokenizer=tokenizer, engine=engine, head=chosen_head, verdict=verdict)
+
+
+def require_matching(model: ResolvedModel, tokenizer: TextTokenizer) -> None:
+    """Raise ModelUnusable where the tokenizer knows tokens that the model does not."""
     if tokenizer.vocabulary > model.card.vocabulary:
         raise ModelUnusable(
             f"The tokenizer of {model.name} knows {tokenizer.vocabulary} tokens and the model {model.card.vocabulary}: "
             "they do not belong together. Fetch the model again.",
             reason="MODEL_DAMAGED",
         )
-    chosen_head = head or Head(model.card.pooling.value)
-    engine, verdict = open_engine(Job(model, tokenizer, chosen_head), plan, report, anew=anew)
-    return LoadedModel(model=model, tokenizer=tokenizer, engine=engine, head=chosen_head, verdict=verdict)
 
 
 def _refuse_longer_than_read(model: ResolvedModel, wanted: int, limit: int) -> None:

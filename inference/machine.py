@@ -23,6 +23,15 @@ def cpus() -> int:
         return available
 
 
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets that the kernel reports, by its names (``amx_bf16``); empty where it reports none so."""
+    for line in _cpu_facts():
+        name, _, value = line.partition(":")
+        if name.strip() == "flags":
+            return frozenset(value.split())
+    return frozenset()
+
+
 def installed(distribution: str) -> str | None:
     """The installed version of a distribution, or None."""
     try:

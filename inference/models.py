@@ -8,12 +8,13 @@ not wait for one. Weights are safetensors only; a model that brings its own code
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
 from inference import hub, package, weights
 from inference.card import ModelCard, ModelKind
+from inference.profiles import Overrides, with_embedding_profile
 from mesh.errors import ModelUnusable
 from mesh.telemetry import fields, get_logger
 
@@ -52,6 +53,7 @@ class ModelRequest:
         sha256: expected hash of the weights; empty means the pinned one of the default model, otherwise unchecked.
         setting: the environment variable that names the model, for messages.
         served_as: the name clients use; empty means the hub name, or the directory's own name.
+        overrides: what the operator states about the model itself.
     """
 
     name: str
@@ -60,6 +62,7 @@ class ModelRequest:
     sha256: str = ""
     setting: str = "the model setting"
     served_as: str = ""
+    overrides: Overrides = field(default_factory=Overrides)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,12 +88,14 @@ def resolve(request: ModelRequest) -> ResolvedModel:
     """Find the model and check it. Blocks: reads every byte of the weights once, and may download.
 
     Raises:
-        ModelUnusable: not found, truncated, pickled, of the wrong kind, or not the pinned weights.
+        ModelUnusable: not found, truncated, pickled, of the wrong kind, not the pinned weights, or a wrong profile.
     """
     path, source, revision = _locate(request)
     name = request.served_as or (path.name if source is ModelSource.PATH else request.name)
     try:
         card = ModelCard.read(path, name=name, kind=request.kind)
+        if card.kind is ModelKind.EMBEDDING:
+            card = with_embedding_profile(card, request.name, request.overrides)
         sha256 = weights.verified_hash(path, name=name)
         _check_pin(request, name, sha256)
     except ModelUnusable:

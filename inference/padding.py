@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,3 +44,22 @@ def pad(inputs: Sequence[TokenizedInput], *, pad_token_id: int = 0) -> PaddedBat
             type_ids[row, : each.tokens] = each.type_ids
     mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
     return PaddedBatch(ids=ids, mask=mask, type_ids=type_ids, lengths=lengths)
+
+
+def split(batch: PaddedBatch, parts: int) -> list[PaddedBatch]:
+    """Cut a batch between inputs into at most ``parts`` of similar numbers of tokens, each as long as it has to be."""
+    ends = np.cumsum(batch.lengths)
+    goals = [int(ends[-1]) * part / parts for part in range(1, parts)]
+    cuts = [0, *(int(np.searchsorted(ends, goal)) + 1 for goal in goals), len(ends)]
+    return [_rows(batch, start, end) for start, end in pairwise(cuts) if start < end]
+
+
+def _rows(batch: PaddedBatch, start: int, end: int) -> PaddedBatch:
+    lengths = batch.lengths[start:end]
+    longest = int(lengths.max())
+    return PaddedBatch(
+        ids=batch.ids[start:end, :longest],
+        mask=batch.mask[start:end, :longest],
+        type_ids=None if batch.type_ids is None else batch.type_ids[start:end, :longest],
+        lengths=lengths,
+    )

@@ -1,4 +1,4 @@
-"""Which model reranks, and how: a cross-encoder, or late interaction over an encoder's token vectors.
+"""Which model reranks, and how: a cross-encoder, a language model, or late interaction over an encoder's token vectors.
 
 With no model named, the default cross-encoder is used where it is on this machine or the hub can be asked; otherwise
 the default embedding model, which comes as a package, scores by late interaction. Weaker, and there at once.
@@ -6,15 +6,24 @@ the default embedding model, which comes as a package, scores by late interactio
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from inference import hub
 from inference.card import ModelKind
 from inference.engines import Head
-from inference.engines.choice import EnginePlan, Report
-from inference.loading import LoadedModel, load
-from inference.models import DEFAULT_CROSS_ENCODER, DEFAULT_EMBEDDING_MODEL, PINNED_REVISIONS, ModelRequest
+from inference.engines.choice import EnginePlan, Job, Report, open_engine
+from inference.golden import require_sense
+from inference.loading import LoadedModel, find, open_model, require_matching
+from inference.models import (
+    DEFAULT_CROSS_ENCODER,
+    DEFAULT_EMBEDDING_MODEL,
+    PINNED_REVISIONS,
+    ModelRequest,
+    ResolvedModel,
+)
+from inference.profiles import Overrides, RerankingProfile, reranking_profile
+from inference.prompted import PromptTokenizer
 from inference.runner import short_name
 from mesh.errors import ModelUnusable
 from mesh.telemetry import get_logger
@@ -29,11 +38,16 @@ class Method(Enum):
     """Each token of the query finds its closest token of the document; documents are encoded by themselves."""
     CROSS_ENCODER = "cross-encoder"
     """The model reads query and document together and returns one score."""
+    GENERATIVE = "generative"
+    """A language model is asked whether the document answers the query; the score is how much rather it says yes."""
 
 
 _ABSENT = frozenset({"MODEL_NOT_FOUND", "HUB_UNREACHABLE"})
-_HEADS = {Method.LATE_INTERACTION: Head.TOKENS, Method.CROSS_ENCODER: Head.LOGITS}
-_KINDS = {Method.LATE_INTERACTION: ModelKind.EMBEDDING, Method.CROSS_ENCODER: ModelKind.CROSS_ENCODER}
+_KINDS = {
+    Method.LATE_INTERACTION: ModelKind.EMBEDDING,
+    Method.CROSS_ENCODER: ModelKind.CROSS_ENCODER,
+    Method.GENERATIVE: ModelKind.GENERATIVE,
+}
 _DEFAULTS = {Method.LATE_INTERACTION: DEFAULT_EMBEDDING_MODEL, Method.CROSS_ENCODER: DEFAULT_CROSS_ENCODER}
 
 
@@ -43,7 +57,9 @@ class RerankerRequest:
 
     Attributes:
         name: a directory, a hub name, or empty for the default.
-        method: None decides by the name: the default embedding model interacts late, any other is a cross-encoder.
+        method: None decides by the model: the default embedding model interacts late, any other is what its
+            architecture says, a cross-encoder or a language model.
+        overrides: what the operator states about the model itself.
     """
 
     name: str = ""
@@ -52,39 +68,60 @@ class RerankerRequest:
     sha256: str = ""
     setting: str = "the model setting"
     served_as: str = ""
+    overrides: Overrides = field(default_factory=Overrides)
 
-    def model(self, method: Method) -> ModelRequest:
-        """The request for the model that ``method`` needs."""
-        name = self.name or _DEFAULTS[method]
+    def model(self, method: Method | None) -> ModelRequest:
+        """The request for the model that ``method`` needs; None takes a cross-encoder or a language model."""
+        name = self.name or _DEFAULTS[method or Method.CROSS_ENCODER]
         # An encoder that reranks gets a name of its own: it may be served as an embedding model beside it.
         late = f"{method.value}/{short_name(name.rstrip('/'))}" if method is Method.LATE_INTERACTION else ""
         return ModelRequest(
             name=name,
-            kind=_KINDS[method],
+            kind=_KINDS[method] if method is not None else ModelKind.RERANKER,
             revision=self.revision,
             sha256=self.sha256,
             setting=self.setting,
             served_as=self.served_as or late,
+            overrides=self.overrides,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedReranker:
+    """A reranker ready to run.
+
+    Attributes:
+        profile: how a language model is asked; None for the other methods.
+        source: where that is written; empty for the other methods.
+    """
+
+    loaded: LoadedModel
+    method: Method
+    profile: RerankingProfile | None = None
+    source: str = ""
 
 
 def load_reranker(
     request: RerankerRequest, plan: EnginePlan, *, max_tokens: int = 0, report: Report = log.info, anew: bool = False
-) -> tuple[LoadedModel, Method]:
+) -> LoadedReranker:
     """Find and load the reranker. Blocks as ``loading.load`` does; without a hub it waits for at most a second or two.
 
     Raises:
-        ModelUnusable: as ``loading.load``.
+        ModelUnusable: as ``loading.load``; or a language model without a profile, or one that fails its questions.
     """
 
-    def loaded(method: Method) -> tuple[LoadedModel, Method]:
-        model = request.model(method)
-        return load(model, plan, head=_HEADS[method], max_tokens=max_tokens, report=report, anew=anew), method
+    def loaded(method: Method | None) -> LoadedReranker:
+        model = find(request.model(method), max_tokens=max_tokens, report=report)
+        if model.card.kind is ModelKind.GENERATIVE:
+            return _load_generative(model, request, plan, report, anew=anew)
+        found = method or Method.CROSS_ENCODER
+        head = Head.TOKENS if found is Method.LATE_INTERACTION else Head.LOGITS
+        return LoadedReranker(open_model(model, plan, head=head, report=report, anew=anew), found)
 
     if request.method is not None:
         return loaded(request.method)
     if request.name:
-        return loaded(Method.LATE_INTERACTION if request.name == DEFAULT_EMBEDDING_MODEL else Method.CROSS_ENCODER)
+        return loaded(Method.LATE_INTERACTION if request.name == DEFAULT_EMBEDDING_MODEL else None)
     if _default_in_reach(request):
         try:
             return loaded(Method.CROSS_ENCODER)
@@ -98,6 +135,27 @@ def load_reranker(
     # Revision and hash were stated for the cross-encoder.
     request = replace(request, revision="", sha256="")
     return loaded(Method.LATE_INTERACTION)
+
+
+def _load_generative(
+    model: ResolvedModel, request: RerankerRequest, plan: EnginePlan, report: Report, *, anew: bool
+) -> LoadedReranker:
+    setting = f"{request.setting}_PROFILE" if request.setting.isupper() else "a profile setting"
+    profile, source = reranking_profile(request.name, request.overrides, setting=setting)
+    tokenizer = PromptTokenizer.load_prompted(
+        model.path, profile, name=model.name, max_tokens=model.card.max_input_tokens
+    )
+    require_matching(model, tokenizer)
+    # What the profile leaves of the model's length is what Info tells.
+    model = replace(model, card=replace(model.card, max_input_tokens=tokenizer.max_tokens))
+    job = Job(model, tokenizer, Head.LOGITS, tokenizer.answers)
+    engine, verdict = open_engine(job, plan, report, anew=anew)
+    loaded = LoadedModel(model=model, tokenizer=tokenizer, engine=engine, head=Head.LOGITS, verdict=verdict)
+    require_sense(loaded, profile, source=source)
+    report(
+        f"{model.name}: right on all {len(profile.golden) + len(profile.scores)} questions of its profile ({source})"
+    )
+    return LoadedReranker(loaded, Method.GENERATIVE, profile, source)
 
 
 def _default_in_reach(request: RerankerRequest) -> bool:

@@ -20,13 +20,21 @@ class ModelWorkerSettings(WorkerSettings):
     model_sha256: str = Field("", description="Expected sha256 of the weights; empty checks the default model only.")
     served_model_name: str = Field("", description="Name that clients use; empty means the hub's or the directory's.")
     model_aliases: Names = Field((), description="Further names that clients may use, separated by commas.")
+    model_profile: Path | None = Field(
+        None, description="A TOML or JSON file that states how the model is used: docs/models.md shows what it holds."
+    )
     models_dir: Path | None = Field(
         None,
         description="Where graphs and engine choices are kept; unset means $MESH_MODELS, or $MESH_HOME/models.",
     )
+    onnx_dir: Path = Field(
+        Path("models/onnx"),
+        description="Where scripts/onnx_export.py put exported models; one of the same weights is a candidate.",
+    )
     engine: str = Field(
         "auto",
-        description="auto chooses the fastest faithful one; onnxruntime, torch, torch-bf16 or torch-fp16 pins it.",
+        description="auto chooses the fastest faithful one; amx-bf16, onnxruntime, onnxruntime-int8 (an export), "
+        "torch, torch-bf16 or torch-fp16 pins it.",
     )
     device: str = Field("auto", description="auto, cpu or cuda:0.")
     threads: int = Field(
@@ -78,6 +86,7 @@ class ModelWorkerSettings(WorkerSettings):
             device=self.device,
             threads=self.threads,
             min_cosine=self.min_cosine,
+            onnx_dir=self.onnx_dir,
         )
 
     @model_validator(mode="after")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -55,6 +56,15 @@ class Tokenized:
     tokens: int
     characters: int
     truncated: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Cutting:
+    """What to cut inputs to, at which end, and how many tokens at the beginning stay in any case."""
+
+    truncation: Truncation
+    max_tokens: int
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +122,21 @@ class TextTokenizer:
         Raises:
             ModelUnusable: it is missing or damaged.
         """
-        from tokenizers import Tokenizer
+        with readable(name):
+            return cls(library_tokenizer(path), max_tokens=max_tokens, lower_case=lower_case)
 
-        try:
-            tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-            return cls(tokenizer, max_tokens=max_tokens, lower_case=lower_case)
-        except Exception as error:  # the library raises plain Exception for every defect of the file
-            raise ModelUnusable(
-                f"{name}: tokenizer.json is missing or cannot be read. Fetch the model again.",
-                reason="MODEL_TOKENIZER_MISSING",
-            ) from error
+    def count(self, text: str) -> int:
+        """How many tokens a text has, without special ones."""
+        return len(self._encode([text])[0])
 
     def singles(
-        self, texts: Sequence[str], truncation: Truncation, *, param: str = "input", max_tokens: int | None = None
+        self,
+        texts: Sequence[str],
+        truncation: Truncation,
+        *,
+        param: str = "input",
+        max_tokens: int | None = None,
+        prompt: str = "",
     ) -> Tokenized:
         """Tokenize independent texts.
 
@@ -133,11 +145,15 @@ class TextTokenizer:
             truncation: what to do with long ones.
             param: the caller's name of the list, for messages.
             max_tokens: a tighter limit than the model's, special tokens included.
+            prompt: what each of the texts begins with; it is never cut off, whichever end is.
 
         Raises:
             InvalidRequest: an input is too long and ``truncation`` refuses.
         """
-        return self._framed(self._encode(texts), truncation, param, _characters(texts), max_tokens)
+        kept = self.count(prompt) if prompt and truncation is Truncation.START else 0
+        characters = _characters(texts) - len(prompt) * len(texts)
+        cutting = _Cutting(truncation, max_tokens or self.max_tokens, kept)
+        return self._framed(self._encode(texts), cutting, param, characters)
 
     def token_inputs(
         self, inputs: Sequence[Sequence[int]], truncation: Truncation, *, param: str = "input"
@@ -149,7 +165,7 @@ class TextTokenizer:
         Raises:
             InvalidRequest: an id is outside the vocabulary, or an input is too long and ``truncation`` refuses.
         """
-        found = self._framed(inputs, truncation, param, 0, None)
+        found = self._framed(inputs, _Cutting(truncation, self.max_tokens), param, 0)
         for position, each in enumerate(found.inputs):
             if not 0 <= min(each.ids) <= max(each.ids) < self.vocabulary:
                 raise InvalidRequest(
@@ -189,40 +205,60 @@ class TextTokenizer:
         inputs: list[TokenizedInput] = []
         truncated: list[int] = []
         for position, ids in enumerate(self._encode(documents)):
-            allowed = ids if max_document_tokens is None else _cut(ids, max_document_tokens, truncation)
+            allowed = ids if max_document_tokens is None else cut(ids, max_document_tokens, truncation)
             first, second = longest_first(len(query_ids), len(allowed), room)
             if first < len(query_ids) or second < len(ids):
-                _refuse_if_asked(truncation, param, position, len(query_ids) + len(ids) + frame.size, self.max_tokens)
+                refuse_if_asked(truncation, param, position, len(query_ids) + len(ids) + frame.size, self.max_tokens)
             if second < len(ids):
                 truncated.append(position)
-            inputs.append(_pair(frame, query_ids[:first], _cut(allowed, second, truncation)))
+            inputs.append(_pair(frame, query_ids[:first], cut(allowed, second, truncation)))
         characters = len(query) + _characters(documents)
         return Tokenized(tuple(inputs), sum(each.tokens for each in inputs), characters, tuple(truncated))
 
     def _framed(
         self,
         encoded: Sequence[Sequence[int]],
-        truncation: Truncation,
+        cutting: _Cutting,
         param: str,
         characters: int,
-        max_tokens: int | None,
     ) -> Tokenized:
-        limit = min(self.max_tokens, max_tokens or self.max_tokens)
+        limit = min(self.max_tokens, cutting.max_tokens)
         room = max(1, limit - self._frame.size)
         before, after = self._frame.before, self._frame.after
         inputs: list[TokenizedInput] = []
         truncated: list[int] = []
         for position, ids in enumerate(encoded):
             if len(ids) > room:
-                _refuse_if_asked(truncation, param, position, len(ids) + self._frame.size, limit)
+                refuse_if_asked(cutting.truncation, param, position, len(ids) + self._frame.size, limit)
                 truncated.append(position)
-                ids = _cut(ids, room, truncation)  # noqa: PLW2901 - the cut input takes the place of the whole one
+                ids = cut(ids, room, cutting.truncation, kept=cutting.kept)  # noqa: PLW2901 - takes the place of the whole one
             inputs.append(TokenizedInput((*before, *ids, *after)))
         return Tokenized(tuple(inputs), sum(each.tokens for each in inputs), characters, tuple(truncated))
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         batch = [text.lower() for text in texts] if self._lower_case else list(texts)
         return [each.ids for each in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
+
+
+def library_tokenizer(path: Path) -> Tokenizer:
+    """What ``tokenizer.json`` in ``path`` holds; raises whatever the library raises."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path / "tokenizer.json"))
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Raise ModelUnusable for whatever a defective ``tokenizer.json`` makes the library raise."""
+    try:
+        yield
+    except ModelUnusable:
+        raise
+    except Exception as error:  # the library raises plain Exception for every defect of the file
+        raise ModelUnusable(
+            f"{name}: tokenizer.json is missing or cannot be read. Fetch the model again.",
+            reason="MODEL_TOKENIZER_MISSING",
+        ) from error
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
@@ -238,13 +274,17 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return (room - half, half) if first > second else (half, room - half)
 
 
-def _cut(ids: Sequence[int], keep: int, truncation: Truncation) -> Sequence[int]:
+def cut(ids: Sequence[int], keep: int, truncation: Truncation, *, kept: int = 0) -> Sequence[int]:
+    """At most ``keep`` of the ids; where the beginning goes, the first ``kept`` of it stay."""
     if len(ids) <= keep:
         return ids
-    return ids[len(ids) - keep :] if truncation is Truncation.START else ids[:keep]
+    if truncation is not Truncation.START:
+        return ids[:keep]
+    return (*ids[:kept], *ids[len(ids) - keep + kept :]) if kept else ids[len(ids) - keep :]
 
 
-def _refuse_if_asked(truncation: Truncation, param: str, position: int, tokens: int, limit: int) -> None:
+def refuse_if_asked(truncation: Truncation, param: str, position: int, tokens: int, limit: int) -> None:
+    """Raise InvalidRequest for an input that is too long, where ``truncation`` refuses such."""
     if truncation is Truncation.REFUSE:
         raise InvalidRequest(
             f"{param}[{position}] has {tokens} tokens with special tokens, and {limit} are read. "

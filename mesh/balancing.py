@@ -182,6 +182,10 @@ class Balancer:
         """Every endpoint now, and every name that leads nowhere."""
         return (*(endpoint.status() for endpoint in self.endpoints), *self._unknown_names.values())
 
+    def servers(self) -> frozenset[tuple[str, float]]:
+        """The addresses that serve now, and since when."""
+        return frozenset((each.address, each.since) for each in self.endpoints if each.serving)
+
     # -- choosing -----------------------------------------------------------------------------------------------------
 
     def _take(self, tried: Sequence[Endpoint], *, evidence: bool) -> Endpoint:

@@ -152,6 +152,11 @@ class Endpoint:
         """SERVING, NOT_SERVING, UNREACHABLE or UNKNOWN."""
         return self._health.health
 
+    @property
+    def since(self) -> float:
+        """When its health became what it is, on the monotonic clock."""
+        return self._health.since
+
     def heard(self, health: str, failure: MeshError | None = None, detail: str = "") -> bool:
         """Take what the probe found out. Returns whether the endpoint began to serve.
 

@@ -270,6 +270,10 @@ class Hop:
             p99_seconds=self._latencies.quantile(0.99),
         )
 
+    def servers(self) -> frozenset[tuple[str, float]]:
+        """The addresses that serve now and since when: another set whenever one comes, goes or was started anew."""
+        return self._balancer.servers() if self._balancer else frozenset()
+
     def _started(self) -> Balancer:
         with self._starting:
             if self._balancer is None:

@@ -1,7 +1,9 @@
-"""Scoring by a cross-encoder: the model reads query and document together and returns one logit.
+"""Scoring by a model that reads query and document together and returns one logit: a cross-encoder or a language model.
 
-Models with one label only. With two or more, which of them means "relevant" is written nowhere, and a guess would rank
-in the wrong order without a sign; they are refused when the model is loaded.
+What the pair looks like is the tokenizer's matter: a language model's lays it into the prompt of its profile.
+
+Cross-encoders with one label only. With two or more, which of them means "relevant" is written nowhere, and a guess
+would rank in the wrong order without a sign; they are refused when the model is loaded.
 """
 
 from __future__ import annotations
@@ -25,10 +27,16 @@ from reranking_service.scoring import RerankingRequest, Scored
 class CrossEncoderScorer:
     """One forward pass per pair. See Scorer."""
 
-    method = Method.CROSS_ENCODER
-
-    def __init__(self, loaded: LoadedModel, limits: RunnerLimits, *, aliases: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        limits: RunnerLimits,
+        *,
+        aliases: Sequence[str] = (),
+        method: Method = Method.CROSS_ENCODER,
+    ) -> None:
         self.loaded = loaded
+        self.method = method
         self.runner: ModelRunner[TokenizedInput, np.float32] = ModelRunner(
             loaded, self._compute, limits, capability="reranking", aliases=(short_name(loaded.model.name), *aliases)
         )

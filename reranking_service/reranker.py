@@ -38,10 +38,18 @@ class Scores:
 
 
 class Reranker:
-    """Serves one scorer. ``start`` on the event loop before the first ``rerank``."""
+    """Serves one scorer. ``start`` on the event loop before the first ``rerank``.
 
-    def __init__(self, scorer: Scorer) -> None:
+    Args:
+        scorer: what scores.
+        profile: where a language model's prompt is written; empty for other models.
+        instruction: the instruction in that prompt, or empty.
+    """
+
+    def __init__(self, scorer: Scorer, *, profile: str = "", instruction: str = "") -> None:
         self.scorer = scorer
+        self.profile = profile
+        self.instruction = instruction
 
     @property
     def loaded(self) -> LoadedModel:

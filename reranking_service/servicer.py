@@ -65,6 +65,8 @@ class RerankingServicer(reranking_pb2_grpc.RerankingServiceServicer):
                     fidelity_min_cosine=verdict.min_cosine,
                     fidelity_mean_cosine=verdict.mean_cosine,
                     check_documents_per_second=verdict.texts_per_second,
+                    profile=reranker.profile,
+                    instruction=reranker.instruction,
                 )
             ],
             limits=pb.Limits(

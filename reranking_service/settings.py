@@ -22,10 +22,15 @@ class RerankingSettings(ModelWorkerSettings):
         description=f"The model: a directory, or a hub name. Empty means {DEFAULT_CROSS_ENCODER} where it is on this "
         f"machine or the hub can be reached, otherwise late interaction over {DEFAULT_EMBEDDING_MODEL}.",
     )
-    method: Literal["auto", "late-interaction", "cross-encoder"] = Field(
+    method: Literal["auto", "late-interaction", "cross-encoder", "generative"] = Field(
         "auto",
-        description="How documents are scored. auto means cross-encoder for a model that is named, except for "
-        f"{DEFAULT_EMBEDDING_MODEL}; late-interaction makes a reranker of any text encoder.",
+        description="How documents are scored. auto means cross-encoder or generative for a model that is named, as "
+        f"its architecture says, except for {DEFAULT_EMBEDDING_MODEL}; late-interaction makes a reranker of any text "
+        "encoder.",
+    )
+    instruction: str = Field(
+        "",
+        description="What a language model that reranks is told to look for; empty means what its profile says.",
     )
     max_documents_per_request: int = Field(1000, ge=1, le=65536, description="Most documents in one request.")
     max_tokens_per_request: int = Field(

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from inference import rerankers
 from inference.life import ModelLife
-from inference.rerankers import Method, RerankerRequest
+from inference.profiles import Overrides
+from inference.rerankers import LoadedReranker, Method, RerankerRequest
 from inference.runner import RunnerLimits
 from reranking_service.cross_encoder import CrossEncoderScorer
 from reranking_service.late_interaction import LateInteractionScorer
 from reranking_service.reranker import Reranker
+from reranking_service.scoring import Scorer
 from reranking_service.settings import RerankingSettings
-
-_SCORERS: dict[Method, type[LateInteractionScorer] | type[CrossEncoderScorer]] = {
-    Method.LATE_INTERACTION: LateInteractionScorer,
-    Method.CROSS_ENCODER: CrossEncoderScorer,
-}
 
 
 def reranking_life(settings: RerankingSettings) -> ModelLife[Reranker]:
@@ -35,12 +32,21 @@ def load_reranker(settings: RerankingSettings) -> Reranker:
         sha256=settings.model_sha256,
         setting=settings.variable("model"),
         served_as=settings.served_model_name,
+        overrides=Overrides(file=settings.model_profile, instruction=settings.instruction),
     )
-    loaded, method = rerankers.load_reranker(request, settings.engine_plan, max_tokens=settings.max_input_tokens)
+    found = rerankers.load_reranker(request, settings.engine_plan, max_tokens=settings.max_input_tokens)
     limits = RunnerLimits(
         items_per_request=settings.max_documents_per_request,
         tokens_per_request=settings.max_tokens_per_request,
         queued_tokens=settings.max_queued_tokens,
         batch_tokens=settings.max_batch_tokens,
     )
-    return Reranker(_SCORERS[method](loaded, limits, aliases=settings.model_aliases))
+    instruction = found.profile.instruction if found.profile is not None else ""
+    return Reranker(_scorer(found, limits, settings), profile=found.source, instruction=instruction)
+
+
+def _scorer(found: LoadedReranker, limits: RunnerLimits, settings: RerankingSettings) -> Scorer:
+    aliases = settings.model_aliases
+    if found.method is Method.LATE_INTERACTION:
+        return LateInteractionScorer(found.loaded, limits, aliases=aliases)
+    return CrossEncoderScorer(found.loaded, limits, aliases=aliases, method=found.method)

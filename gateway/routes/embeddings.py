@@ -23,18 +23,19 @@ from gateway.bodies import (
 )
 from gateway.catalogue import Capability, Catalogue
 from gateway.exchange import Exchange
+from gateway.input_types import LONGEST_NAME, with_input_type
 from gateway.peers import Embedder
 from gateway.settings import GatewaySettings
 from gateway.vocabulary import OpenAIVocabulary
-from mesh.clients.embedding import Embeddings, EmbedOptions, InputType, Timings, Truncation
-from mesh.errors import NotFound
+from mesh.clients.embedding import Embeddings, EmbedOptions, Timings, Truncation, Usage
+from mesh.errors import InvalidRequest, NotFound
 
 MODEL_EXAMPLE = "sentence-transformers/all-MiniLM-L6-v2"
 TRUNCATED_HEADER = "x-truncated-inputs"
 
 
 class EmbeddingsRequest(VendorBody):
-    """OpenAI's request; ``truncate`` and ``input_type`` are NVIDIA NIM's additions."""
+    """OpenAI's request; ``truncate`` and ``input_type`` are NVIDIA NIM's additions, ``task`` is Jina's."""
 
     input: Annotated[
         str | Texts | TokenIds | TokenLists,
@@ -49,11 +50,15 @@ class EmbeddingsRequest(VendorBody):
     truncate: Literal["END", "START", "NONE"] | None = Field(
         None, description="what to do with over-long inputs: END (the default) keeps the beginning, NONE refuses"
     )
-    input_type: Literal["query", "passage", "document"] | None = Field(None, description="query, passage or document")
+    input_type: Annotated[str, Field(max_length=LONGEST_NAME)] | None = Field(
+        None,
+        description="query, document, classification, clustering or similarity, as any vendor writes it, or the name "
+        "of one of the model's own prompts",
+    )
+    task: Annotated[str, Field(max_length=LONGEST_NAME)] | None = Field(None, description="Jina's name for input_type")
 
 
 _TRUNCATION = {"END": Truncation.END, "START": Truncation.START, "NONE": Truncation.REFUSE}
-_INPUT_TYPE = {"query": InputType.QUERY, "passage": InputType.DOCUMENT, "document": InputType.DOCUMENT}
 
 OPERATION = Operation(
     method="POST",
@@ -100,15 +105,17 @@ class EmbeddingsRoute:
             model=self.catalogue.resolve(body.model),
             dimensions=body.dimensions,
             truncation=_TRUNCATION[body.truncate or "END"],
-            input_type=_INPUT_TYPE[body.input_type] if body.input_type else InputType.UNSPECIFIED,
         )
+        if body.input_type and body.task:
+            raise InvalidRequest("State input_type or task, not both.", param="task")
+        options = with_input_type(options, body.input_type or body.task)
         deadline = exchange.deadline(self.settings.timeouts.embedding_seconds)
         try:
             embeddings = whole(await self.embedder.embed(texts, options, deadline=deadline), len(texts))
         except NotFound:
             raise await self.catalogue.unknown(body.model, Capability.EMBEDDING) from None
         exchange.timed(**timings_ms(embeddings.timings))
-        exchange.note(model=embeddings.model, inputs=len(texts), tokens=embeddings.usage.tokens)
+        exchange.note(model=embeddings.model, inputs=len(texts), **usage_notes(embeddings.usage))
         return json_answer(_document(embeddings, body.encoding_format), truncated_header(embeddings.truncated_inputs))
 
     async def _texts(self, body: EmbeddingsRequest) -> list[str]:
@@ -136,6 +143,12 @@ def timings_ms(timings: Timings) -> dict[str, float]:
     }
 
 
+def usage_notes(usage: Usage) -> dict[str, int]:
+    """What a request consumed, for its log line."""
+    kept = {} if usage.cache_hits is None else {"cache_hits": usage.cache_hits}
+    return {"tokens": usage.tokens, **kept}
+
+
 def truncated_header(positions: tuple[int, ...]) -> dict[str, str]:
     """Names the inputs that were cut, as far as a header holds them."""
     if not positions:
@@ -151,5 +164,11 @@ def _document(embeddings: Embeddings, encoding: str | None) -> dict[str, object]
         "object": "list",
         "model": embeddings.model,
         "data": [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)],
-        "usage": {"prompt_tokens": embeddings.usage.tokens, "total_tokens": embeddings.usage.tokens},
+        "usage": _usage_document(embeddings.usage),
     }
+
+
+def _usage_document(usage: Usage) -> dict[str, int]:
+    """OpenAI's figures; beside them ours, where a cache is on: their clients read what they know."""
+    document = {"prompt_tokens": usage.tokens, "total_tokens": usage.tokens}
+    return document if usage.cache_hits is None else {**document, "cache_hits": usage.cache_hits}

@@ -13,11 +13,12 @@ from gateway.answers import float_rows, json_answer, whole
 from gateway.api import Api, Operation
 from gateway.bodies import Texts, TokenIds, VendorBody, read_json, require_at_most, require_not_empty
 from gateway.exchange import Exchange
+from gateway.input_types import LONGEST_NAME, with_input_type
 from gateway.peers import Embedder
 from gateway.ranking import Ranker
-from gateway.routes.embeddings import timings_ms, truncated_header
+from gateway.routes.embeddings import timings_ms, truncated_header, usage_notes
 from gateway.settings import GatewaySettings
-from mesh.clients.embedding import EmbedInputs, EmbedOptions, InputType, Timings, TokenInputs, Truncation, Usage
+from mesh.clients.embedding import EmbedInputs, EmbedOptions, Timings, TokenInputs, Truncation, Usage
 from mesh.clients.reranking import RerankOptions
 from mesh.deadline import Deadline
 from mesh.errors import InvalidRequest, Unavailable
@@ -32,7 +33,9 @@ class TeiEmbedRequest(VendorBody):
     )
     truncate: bool | None = Field(None, description="true (the default) cuts over-long inputs, false refuses them")
     truncation_direction: Literal["Left", "Right", "left", "right"] = Field("Right", description="Left or Right")
-    prompt_name: str | None = Field(None, description="query, passage, document, or nothing")
+    prompt_name: Annotated[str, Field(max_length=LONGEST_NAME)] | None = Field(
+        None, description="query, document, …, or the name of one of the model's own prompts"
+    )
     normalize: bool = Field(True, description="true or false")
     dimensions: Annotated[int, Field(ge=1, le=65536)] | None = Field(None, description="a positive number")
 
@@ -47,8 +50,6 @@ class TeiRerankRequest(VendorBody):
     raw_scores: bool = Field(False, description="true or false")
     return_text: bool = Field(False, description="true or false")
 
-
-_PROMPTS = {"query": InputType.QUERY, "passage": InputType.DOCUMENT, "document": InputType.DOCUMENT}
 
 EMBED = Operation(
     method="POST",
@@ -116,11 +117,11 @@ class TeiRoutes:
             dimensions=body.dimensions,
             normalize=body.normalize,
             truncation=_truncation(truncate=body.truncate, direction=body.truncation_direction),
-            input_type=_input_type(body.prompt_name),
         )
+        options = with_input_type(options, body.prompt_name)
         deadline = exchange.deadline(self.settings.timeouts.embedding_seconds)
         embeddings = whole(await self.embedder.embed(inputs, options, deadline=deadline), count)
-        exchange.note(model=embeddings.model, inputs=count, tokens=embeddings.usage.tokens)
+        exchange.note(model=embeddings.model, inputs=count, **usage_notes(embeddings.usage))
         headers = _headers(exchange, embeddings.usage, embeddings.timings)
         return json_answer(float_rows(embeddings), {**headers, **truncated_header(embeddings.truncated_inputs)})
 
@@ -195,17 +196,6 @@ def _truncation(*, truncate: bool | None, direction: str) -> Truncation:
     if truncate is False:
         return Truncation.REFUSE
     return Truncation.START if direction.lower() == "left" else Truncation.END
-
-
-def _input_type(prompt_name: str | None) -> InputType:
-    if prompt_name is None:
-        return InputType.UNSPECIFIED
-    known = _PROMPTS.get(prompt_name)
-    if known is None:
-        raise InvalidRequest(
-            f"There is no prompt {prompt_name[:64]!r} here; there are {', '.join(_PROMPTS)}.", param="prompt_name"
-        )
-    return known
 
 
 def _headers(exchange: Exchange, usage: Usage, timings: Timings) -> dict[str, str]:

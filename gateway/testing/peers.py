@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.peers import Peers
+from mesh import generation
 from mesh.clients.chunking import (
     BoundingBox,
     Chunk,
@@ -45,7 +46,7 @@ from mesh.clients.reranking import RerankingInfo, RerankingLimits, RerankingMode
 from mesh.context import CallContext, Priority, current_call
 from mesh.deadline import Deadline
 from mesh.endpoint import EndpointHealth
-from mesh.errors import MeshError, NotFound
+from mesh.errors import InvalidRequest, MeshError, NotFound
 from mesh.generation import (
     Answer,
     Ending,
@@ -57,18 +58,14 @@ from mesh.generation import (
     Piece,
     TokenCount,
 )
-from mesh.generation import (
-    Timings as LLMTimings,
-)
-from mesh.generation import (
-    Usage as LLMUsage,
-)
 from mesh.hop import HopStatus
 from mesh.resilience import BreakerSnapshot, BreakerState
 
 EMBEDDING_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 RERANKING_MODEL = "maxsim/all-MiniLM-L6-v2"
 CHAT_MODEL = "mesh-demo"
+OWN_PROMPT = "s2p"
+"""A prompt that the embedding model has beside the usual ones."""
 DIMENSIONS = 4
 _CLOSED = BreakerSnapshot(BreakerState.CLOSED, 1.0, 0, 0.0, 0, None, "")
 _TIMINGS = Timings(total_us=3500, tokenization_us=500, queue_us=1000, inference_us=2000, batch_size=2)
@@ -85,12 +82,17 @@ class FakeHop:
     breaker: BreakerSnapshot = _CLOSED
     ejected: bool = False
     asked_for: list[Priority] = field(default_factory=list)
+    serving_since: float = 1.0
 
     def require_room(self, priority: Priority = Priority.INTERACTIVE) -> None:
         """Raise ``refusal`` where one is set."""
         self.asked_for.append(priority)
         if self.refusal is not None:
             raise self.refusal
+
+    def servers(self) -> frozenset[tuple[str, float]]:
+        """One address, since ``serving_since``."""
+        return frozenset({("127.0.0.1:1", self.serving_since)})
 
     def status(self) -> HopStatus:
         """The hop now."""
@@ -151,6 +153,8 @@ class _Fake:
 class FakeEmbedder(_Fake):
     """A text's vector counts up from its length; ids' vector counts up from their sum."""
 
+    fingerprint: str = "fake"
+
     async def embed(
         self, inputs: EmbedInputs, options: EmbedOptions | None = None, *, deadline: Deadline | None = None
     ) -> Embeddings:
@@ -158,19 +162,23 @@ class FakeEmbedder(_Fake):
         options = options or EmbedOptions()
         self.asked(deadline, inputs, options)
         self.known(options.model, {"", EMBEDDING_MODEL, "all-MiniLM-L6-v2"})
+        if options.prompt_name not in ("", OWN_PROMPT):
+            raise InvalidRequest("No such prompt.", param="input_type", reason="UNKNOWN_PROMPT")
         firsts = [sum(ids) for ids in inputs.ids] if isinstance(inputs, TokenInputs) else [len(text) for text in inputs]
         dim = options.dimensions or DIMENSIONS
         values = array("f", [first + step / 8 for first in firsts for step in range(dim)])
-        usage = Usage(tokens=sum(firsts), characters=sum(firsts))
+        usage = Usage(tokens=sum(firsts), characters=0 if isinstance(inputs, TokenInputs) else sum(firsts))
         cut = tuple(position for position, first in enumerate(firsts) if first > 1000)
-        return Embeddings(EMBEDDING_MODEL, len(firsts), dim, values.tobytes(), usage, _TIMINGS, cut)
+        return Embeddings(
+            EMBEDDING_MODEL, len(firsts), dim, values.tobytes(), usage, _TIMINGS, cut, self.fingerprint, tuple(firsts)
+        )
 
     async def info(self, *, deadline: Deadline | None = None) -> EmbeddingInfo:
         """One model."""
         self.asked(deadline)
         model = EmbeddingModel(
             EMBEDDING_MODEL, ("all-MiniLM-L6-v2",), "r1", "package", DIMENSIONS, 256, "onnxruntime", "float32", "cpu",
-            1.0, 1.0, 100.0, "mean", (),
+            1.0, 1.0, 100.0, "mean", (), self.fingerprint,
         )  # fmt: skip
         return EmbeddingInfo((model,), EmbeddingLimits(2048, 100_000, 16 << 20, 100_000), "0")
 
@@ -285,7 +293,7 @@ class FakeWriter(_Fake):
     pieces: tuple[str | Piece, ...] = ("Hel", "lo", "!")
     endings: tuple[Ending, ...] = (Ending(FinishReason.STOP),)
     model: str = CHAT_MODEL
-    usage: LLMUsage | None = field(default_factory=lambda: LLMUsage(5, 3))
+    usage: generation.Usage | None = field(default_factory=lambda: generation.Usage(5, 3))
     break_with: MeshError | None = None
     break_after: int | None = None
     gate: asyncio.Semaphore | None = None
@@ -304,12 +312,14 @@ class FakeWriter(_Fake):
                 if self.break_with is not None and position == self.break_after:
                     raise self.break_with
                 if position == 0:
-                    yield Header(self.model, 1_763_600_000, self.usage and LLMUsage(self.usage.prompt_tokens, 0))
+                    yield Header(
+                        self.model, 1_763_600_000, self.usage and generation.Usage(self.usage.prompt_tokens, 0)
+                    )
                 yield Piece(piece) if isinstance(piece, str) else piece
             if self.break_with is not None:
                 raise self.break_with
             self.left_early = False
-            yield Finish(self.endings, self.usage, LLMTimings(9000, 1000, 2000))
+            yield Finish(self.endings, self.usage, generation.Timings(9000, 1000, 2000))
         finally:
             self.closed.set()
 

@@ -34,14 +34,16 @@ class EngineTraits:
     """What ``Info`` says about an engine.
 
     Attributes:
-        name: ``onnxruntime``, ``torch``, …
+        name: ``amx-bf16``, ``onnxruntime``, ``torch``, …
         precision: ``float32``, ``bfloat16``, …
         device: ``cpu``, ``cuda:0``, …
+        export: digest of the export that it computes from, where that differs from the weights by more than rounding.
     """
 
     name: str
     precision: str
     device: str
+    export: str = ""
 
 
 class Engine(Protocol):

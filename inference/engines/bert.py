@@ -6,36 +6,25 @@ every matrix product here: tokens of all inputs are laid end to end, and only at
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 
 from inference import weights
 from inference.engines import Head
+from inference.engines.bert_config import BertConfig
 from inference.padding import PaddedBatch
 
 if TYPE_CHECKING:
     from inference.models import ResolvedModel
-
-_NEEDED = {"model_type": "bert", "hidden_act": "gelu"}
 
 _SHORTEST_STEP = 8
 _STEPS_PER_OCTAVE = 8
 """Of the token counts that are computed on CPU: at most an eighth is computed for nothing, and up to 2048 tokens there
 are fewer than sixty counts. For each other one, oneDNN compiles and keeps kernels and their memory: with every count
 its own, a worker grew by more than a gigabyte, and took longer."""
-
-
-def supports(model: ResolvedModel) -> bool:
-    """Whether this is a BERT as published: absolute positions, exact GELU, an encoder."""
-    config = _config(model)
-    plain = all(config.get(key) == value for key, value in _NEEDED.items())
-    absolute = config.get("position_embedding_type", "absolute") == "absolute"
-    decodes = bool(config.get("is_decoder")) or bool(config.get("add_cross_attention"))
-    return plain and absolute and not decodes and isinstance(config.get("layer_norm_eps", 1e-12), float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +78,17 @@ class BertModel:
     Sums, layer norms and embeddings are float32 whatever the precision of the matrix products.
     """
 
-    def __init__(self, model: ResolvedModel, head: Head, *, dtype: torch.dtype, device: torch.device) -> None:
-        config = _config(model)
+    def __init__(
+        self, model: ResolvedModel, config: BertConfig, head: Head, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self._dtype, self._device = dtype, device
-        self._heads = int(config["num_attention_heads"])
-        tensors = _Tensors(model, dtype=dtype, device=device, epsilon=float(config.get("layer_norm_eps", 1e-12)))
+        self._heads = config.heads
+        tensors = _Tensors(model, dtype=dtype, device=device, epsilon=config.epsilon)
         self._words = tensors.plain("embeddings.word_embeddings.weight")
         self._positions = tensors.plain("embeddings.position_embeddings.weight")
         self._types = tensors.plain("embeddings.token_type_embeddings.weight")
         self._norm = tensors.norm("embeddings.LayerNorm")
-        self._layers = [tensors.layer(f"encoder.layer.{index}") for index in range(int(config["num_hidden_layers"]))]
+        self._layers = [tensors.layer(f"encoder.layer.{index}") for index in range(config.layers)]
         classifies = head is Head.LOGITS
         self._classifier = (
             (tensors.linear("pooler.dense"), tensors.linear("classifier", outside=True)) if classifies else None
@@ -221,8 +211,3 @@ class _Tensors:
             narrow=self.linear(f"{name}.output.dense"),
             output_norm=self.norm(f"{name}.output.LayerNorm"),
         )
-
-
-def _config(model: ResolvedModel) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
-    return found

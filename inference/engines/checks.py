@@ -57,6 +57,17 @@ def agreement(reference: list[FloatArray], candidate: list[FloatArray]) -> tuple
     return float(np.nan_to_num(cosines, nan=-1.0).min()), float(np.nan_to_num(cosines, nan=-1.0).mean())
 
 
+def score_agreement(reference: list[FloatArray], candidate: list[FloatArray]) -> tuple[float, float]:
+    """Smallest and mean agreement of rerankers' scores: 1 less twice the difference of two probabilities.
+
+    At 0.999 no score is off by more than 0.0005, so that no two documents change places that are more than 0.001 apart.
+    A cosine would let a score be off by 0.02.
+    """
+    found = np.array(reference, dtype=np.float64)[:, 0], np.array(candidate, dtype=np.float64)[:, 0]
+    agreements = np.nan_to_num(1.0 - 2.0 * np.abs(found[0] - found[1]), nan=-1.0)
+    return float(agreements.min()), float(agreements.mean())
+
+
 def comparable(output: FloatArray, batch: PaddedBatch, head: Head) -> list[FloatArray]:
     """The rows of an engine's output in a form whose cosine means something.
 

@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inference import machine
-from inference.engines import Engine, FloatArray, Head, checks, onnx_export
+from inference import exported, machine
+from inference.engines import Engine, FloatArray, Head, amx, checks, onnx_export
 from inference.padding import PaddedBatch, pad
+from inference.prompted import AnswerTokens
 from inference.tokenizing import TextTokenizer, TokenizedInput
 from mesh.errors import ModelUnusable
 from mesh.telemetry import fields, get_logger
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 AUTO = "auto"
-_VERDICT_FORMAT = 1
+_VERDICT_FORMAT = 2
+"""Raised when an engine is added or made faster, so that what was chosen without it is chosen again."""
 _LIGHT_BONUS = 1.1
 """onnxruntime wins unless another engine is this much faster: a worker without torch starts sooner and is smaller."""
 _CPU_BUDGETS = (512, 1024, 2048)
@@ -49,7 +51,8 @@ class EnginePlan:
         device: ``auto``, ``cpu`` or ``cuda:0``.
         threads: of one operator on CPU; 0 means all CPUs of the process.
         min_cosine: what ``auto`` calls faithful, over the check texts.
-        models_dir: where exported graphs and verdicts are kept.
+        models_dir: where the workers' own graphs and verdicts are kept.
+        onnx_dir: where ``scripts/onnx_export.py`` put its models; None looks nowhere.
     """
 
     models_dir: Path
@@ -57,6 +60,7 @@ class EnginePlan:
     device: str = AUTO
     threads: int = 0
     min_cosine: float = 0.999
+    onnx_dir: Path | None = None
 
     @property
     def cpu_threads(self) -> int:
@@ -71,7 +75,7 @@ class Verdict:
     Attributes:
         engine: one of ENGINES.
         device: ``cpu`` or ``cuda:0``.
-        min_cosine, mean_cosine: to the float32 reference.
+        min_cosine, mean_cosine: to the float32 reference; of scores that are logits, see checks.score_agreement.
         texts_per_second, tokens_per_second: on texts of 5 to 25 words, in batches of ``batch_tokens``. On CPU they are
             measured with one thread and multiplied by the threads in use.
         batch_tokens: the batch budget at which it was fastest.
@@ -88,20 +92,42 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One model to be run: what, with which tokenizer, for which output."""
+    """One model to be run: what, with which tokenizer, for which output.
+
+    Attributes:
+        answers: the tokens whose logits are the output, for a language model that reranks.
+    """
 
     model: ResolvedModel
     tokenizer: TextTokenizer
     head: Head
+    answers: AnswerTokens | None = None
+    export: exported.Export | None = None
 
 
 def _open_onnxruntime(job: Job, plan: EnginePlan, device: str) -> Engine:
     from inference.engines.onnxruntime import OnnxRuntimeEngine
 
-    graph = onnx_export.graph_file(plan.models_dir, job.model, job.head)
-    if not graph.is_file():
-        onnx_export.export(job.model, job.head, graph)
+    graph = job.export.graph(exported.FLOAT32) if job.export else None
+    if graph is None:
+        graph = onnx_export.graph_file(plan.models_dir, job.model, job.head)
+        if not graph.is_file():
+            onnx_export.export(job.model, job.head, graph)
     return OnnxRuntimeEngine(graph, job.head, device=device, threads=plan.cpu_threads)
+
+
+def _open_amx(job: Job, plan: EnginePlan, device: str) -> Engine:  # noqa: ARG001 - it runs on the CPU alone
+    return amx.AmxEngine(job.model, job.head, models_dir=plan.models_dir, threads=plan.cpu_threads)
+
+
+def _open_int8(job: Job, plan: EnginePlan, device: str) -> Engine:
+    from inference.engines.onnxruntime import OnnxRuntimeEngine
+
+    if job.export is None or (graph := job.export.graph(exported.INT8)) is None:
+        raise ModelUnusable(
+            f"{job.model.name} has no int8 export. Make one: scripts/onnx_export.py --int8", reason="ENGINE_UNUSABLE"
+        )
+    return OnnxRuntimeEngine(graph, job.head, device=device, threads=plan.cpu_threads, int8_export=job.export.digest)
 
 
 def _torch_in(precision: str, *, through_transformers: bool = False) -> Callable[[Job, EnginePlan, str], Engine]:
@@ -114,13 +140,19 @@ def _torch_in(precision: str, *, through_transformers: bool = False) -> Callable
             threads=plan.cpu_threads,
             through_transformers=through_transformers,
         )
+        if job.answers is not None:
+            from inference.engines.generative import GenerativeEngine
+
+            return GenerativeEngine(job.model, job.answers, options)
         return TorchEngine(job.model, job.head, options)
 
     return open_torch
 
 
 ENGINES: dict[str, Callable[[Job, EnginePlan, str], Engine]] = {
+    "amx-bf16": _open_amx,
     "onnxruntime": _open_onnxruntime,
+    "onnxruntime-int8": _open_int8,
     "torch-bf16": _torch_in("bfloat16"),
     "torch-fp16": _torch_in("float16"),
     "torch": _torch_in("float32"),
@@ -145,15 +177,30 @@ def open_engine(job: Job, plan: EnginePlan, report: Report, *, anew: bool = Fals
             f"There is no engine {plan.engine!r}. Choose {AUTO} or one of {', '.join(ENGINES)}.",
             reason="ENGINE_UNKNOWN",
         )
+    job = replace(job, export=exported.find(plan.onnx_dir, job.model, job.head, report))
     remembered = _Memory.of(job, plan)
     # One process at a time: two measuring side by side would slow each other down and choose wrongly.
     with _alone(plan.models_dir):
         verdict = None if anew else remembered.read()
+        if verdict is not None and verdict.engine not in _candidates(job, plan, verdict.device):
+            verdict = None  # what it needs is no longer here
         if verdict is None:
-            verdict = _judge(job, plan, report)
+            verdict, anew = _judge(job, plan, report), True
             remembered.write(verdict)
+    try:
+        return _opened(job, plan, verdict, report), verdict
+    except Exception as error:
+        if anew:
+            raise
+        # It ran when it was chosen; what it needs has changed since.
+        log.warning("the engine of before does not open", exc_info=error, extra=fields(engine=verdict.engine))
+        report(f"{job.model.name}: {verdict.engine} does not open any more; choosing anew")
+    return open_engine(job, plan, report, anew=True)
+
+
+def _opened(job: Job, plan: EnginePlan, verdict: Verdict, report: Report) -> Engine:
     report(f"{job.model.name}: loading with {verdict.engine} on {verdict.device}")
-    return ENGINES[verdict.engine](job, plan, verdict.device), verdict
+    return ENGINES[verdict.engine](job, plan, verdict.device)
 
 
 def _judge(job: Job, plan: EnginePlan, report: Report) -> Verdict:
@@ -170,7 +217,9 @@ def _judge(job: Job, plan: EnginePlan, report: Report) -> Verdict:
     reference = _outputs(reference_engine, job, inputs)
     reference_engine.close()
     verdicts = []
-    for name in _candidates(plan, device):
+    for name in _candidates(job, plan, device):
+        if job.answers is not None and not name.startswith("torch"):
+            continue  # the others run encoders only
         try:
             verdict = _measure(name, job, replace(plan, device=device), inputs, reference)
         except Exception as error:
@@ -210,14 +259,18 @@ def choose(verdicts: Sequence[Verdict], plan: EnginePlan, *, name: str) -> Verdi
     return max(faithful, key=lambda each: each.texts_per_second * (_LIGHT_BONUS if each.engine == "onnxruntime" else 1))
 
 
-def _candidates(plan: EnginePlan, device: str) -> list[str]:
+def _candidates(job: Job, plan: EnginePlan, device: str) -> list[str]:
     if plan.engine != AUTO:
         return [plan.engine]
     names = list(ENGINES)
+    if device != "cpu" or not amx.supports(job.model, plan.models_dir):
+        names.remove("amx-bf16")
+    if device != "cpu" or job.export is None or job.export.graph(exported.INT8) is None:
+        names.remove("onnxruntime-int8")
     if device == "cpu":
         names.remove("torch-fp16")  # no CPU runs it faster than bfloat16
     if machine.installed("onnxruntime") is None and machine.installed("onnxruntime-gpu") is None:
-        names.remove("onnxruntime")
+        names = [name for name in names if not name.startswith("onnxruntime")]
     return names
 
 
@@ -235,11 +288,13 @@ def _device(plan: EnginePlan) -> str:
 def _measure(
     name: str, job: Job, plan: EnginePlan, inputs: Sequence[TokenizedInput], reference: list[FloatArray]
 ) -> Verdict:
-    device = "cpu" if name == "onnxruntime" and machine.installed("onnxruntime-gpu") is None else plan.device
+    on_cpu = name == "amx-bf16" or (name.startswith("onnxruntime") and machine.installed("onnxruntime-gpu") is None)
+    device = "cpu" if on_cpu else plan.device
     engine = ENGINES[name](job, replace(plan, threads=1), device)
     threads = plan.cpu_threads if device == "cpu" else 1
     try:
-        low, mean = checks.agreement(reference, _outputs(engine, job, inputs))
+        agreement = checks.score_agreement if job.head is Head.LOGITS else checks.agreement
+        low, mean = agreement(reference, _outputs(engine, job, inputs))
         timed = checks.timed_inputs(job.tokenizer, job.head)
         budget, seconds = _fastest_budget(engine, job, timed, _CPU_BUDGETS if device == "cpu" else _CUDA_BUDGETS)
     finally:
@@ -323,6 +378,8 @@ class _Memory:
     @classmethod
     def of(cls, job: Job, plan: EnginePlan) -> _Memory:
         wish = f"{plan.engine}-{plan.device}-{plan.cpu_threads}-{plan.min_cosine}".replace(":", "")
+        if job.export is not None:
+            wish += f"-{job.export.digest}"
         name = f"{job.model.sha256[:16]}-{job.head.value}-{wish}-{machine.fingerprint()}-v{_VERDICT_FORMAT}.json"
         return cls(plan.models_dir / "engines" / name)
 

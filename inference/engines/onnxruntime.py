@@ -14,13 +14,16 @@ class OnnxRuntimeEngine:
     """An InferenceSession over an exported graph.
 
     Args:
-        graph: the file that ``onnx_export`` wrote: it returns token states, or logits for a classifier.
+        graph: the file that ``onnx_export`` or ``onnx_int8`` wrote: it returns token states, or a classifier's logits.
         head: what ``run`` returns.
         device: ``cpu`` or ``cuda:0``.
         threads: of one operator; 0 leaves the runtime's choice.
+        int8_export: the digest of the export that an 8-bit graph belongs to; empty where the graph is in float32.
     """
 
-    def __init__(self, graph: Path, head: Head, *, device: str = "cpu", threads: int = 0) -> None:
+    def __init__(
+        self, graph: Path, head: Head, *, device: str = "cpu", threads: int = 0, int8_export: str = ""
+    ) -> None:
         import onnxruntime
 
         onnxruntime.disable_telemetry_events()
@@ -31,7 +34,12 @@ class OnnxRuntimeEngine:
         self._session = onnxruntime.InferenceSession(str(graph), options, providers=_providers(device))
         self._inputs = {each.name for each in self._session.get_inputs()}
         self._head = head
-        self.traits = EngineTraits(name="onnxruntime", precision="float32", device=device)
+        self.traits = EngineTraits(
+            name="onnxruntime-int8" if int8_export else "onnxruntime",
+            precision="int8" if int8_export else "float32",
+            device=device,
+            export=int8_export,
+        )
 
     def run(self, batch: PaddedBatch) -> FloatArray:
         """See Engine."""

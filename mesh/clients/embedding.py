@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,9 @@ class InputType(Enum):
     UNSPECIFIED = "unspecified"
     QUERY = "query"
     DOCUMENT = "document"
+    CLASSIFICATION = "classification"
+    CLUSTERING = "clustering"
+    SIMILARITY = "similarity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +58,10 @@ class EmbedOptions:
     Attributes:
         model: a served model's name or alias; empty means the only one.
         dimensions: cut each vector to this length and normalise it again; None keeps all.
-        normalize: scale to length 1; None means yes.
+        normalize: scale to length 1; None does as the model's profile says, which nearly always is yes.
         truncation: what to do with over-long inputs.
         input_type: what the inputs are for.
+        prompt_name: one of the model's own prompts, instead of a type.
     """
 
     model: str = ""
@@ -65,14 +69,20 @@ class EmbedOptions:
     normalize: bool | None = None
     truncation: Truncation = Truncation.END
     input_type: InputType = InputType.UNSPECIFIED
+    prompt_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a request consumed: tokens that the model read, special ones included, and characters before truncation."""
+    """What a request consumed: tokens that the model read, special ones included, and characters before truncation.
+
+    ``cache_hits`` counts the inputs whose vectors were kept from earlier requests; None where nothing keeps any. Their
+    tokens are counted like the others'.
+    """
 
     tokens: int
     characters: int
+    cache_hits: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +108,8 @@ class Embeddings:
         usage: what the request consumed.
         timings: where the time went.
         truncated_inputs: positions of the inputs that were cut to the model's length.
+        fingerprint: of the model that computed them, see EmbeddingModel; empty from a worker that states none.
+        input_tokens: tokens of each input; empty from a worker that counts them together only.
     """
 
     model: str
@@ -107,6 +119,8 @@ class Embeddings:
     usage: Usage
     timings: Timings
     truncated_inputs: tuple[int, ...] = ()
+    fingerprint: str = ""
+    input_tokens: tuple[int, ...] = ()
 
     @classmethod
     def from_wire(cls, reply: pb.EmbedResponse) -> Embeddings:
@@ -119,6 +133,8 @@ class Embeddings:
             usage=Usage(reply.usage.tokens, reply.usage.characters),
             timings=timings_from_wire(reply.timings),
             truncated_inputs=tuple(reply.truncated_inputs),
+            fingerprint=reply.fingerprint,
+            input_tokens=tuple(reply.input_tokens),
         )
 
     def row_bytes(self, row: int) -> memoryview:
@@ -136,8 +152,21 @@ class Embeddings:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingProfile:
+    """How a model is used: its prompts by name, the name of the one for inputs of no type, and where that came from."""
+
+    source: str = ""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str = ""
+    normalize: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class EmbeddingModel:
-    """A served model, with the engine that was chosen for it and how faithful that is to the float32 reference."""
+    """A served model, with the engine that was chosen for it and how faithful that is to the float32 reference.
+
+    Models with equal ``fingerprint`` give equal vectors for equal requests, up to rounding; empty where none is stated.
+    """
 
     name: str
     aliases: tuple[str, ...]
@@ -153,6 +182,8 @@ class EmbeddingModel:
     check_texts_per_second: float
     pooling: str
     matryoshka_dimensions: tuple[int, ...]
+    fingerprint: str = ""
+    profile: EmbeddingProfile = field(default_factory=EmbeddingProfile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +314,7 @@ def _to_wire(inputs: EmbedInputs, options: EmbedOptions | None) -> pb.EmbedReque
         normalize=options.normalize,
         truncation=f"TRUNCATION_{options.truncation.name}",
         input_type=f"INPUT_TYPE_{options.input_type.name}",
+        prompt_name=options.prompt_name,
     )
     if isinstance(inputs, TokenInputs):
         request.token_inputs.extend(pb.TokenIds(ids=ids) for ids in inputs.ids)
@@ -307,4 +339,12 @@ def _model_from_wire(model: pb.Model) -> EmbeddingModel:
         check_texts_per_second=model.check_texts_per_second,
         pooling=model.pooling,
         matryoshka_dimensions=tuple(model.matryoshka_dimensions),
+        fingerprint=model.fingerprint,
+        profile=EmbeddingProfile(
+            source=model.profile.source,
+            prompts=dict(model.profile.prompts),
+            default_prompt=model.profile.default_prompt,
+            # A worker of an older version states no profile, and scales.
+            normalize=model.profile.normalize or not model.HasField("profile"),
+        ),
     )

@@ -42,7 +42,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class RerankingModel:
-    """A served model; ``method`` is late-interaction or cross-encoder."""
+    """A served model; ``method`` is late-interaction, cross-encoder or generative."""
 
     name: str
     aliases: tuple[str, ...]
@@ -56,6 +56,8 @@ class RerankingModel:
     fidelity_min_cosine: float
     fidelity_mean_cosine: float
     check_documents_per_second: float
+    profile: str = ""
+    instruction: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,4 +178,6 @@ def _model_from_wire(model: pb.Model) -> RerankingModel:
         fidelity_min_cosine=model.fidelity_min_cosine,
         fidelity_mean_cosine=model.fidelity_mean_cosine,
         check_documents_per_second=model.check_documents_per_second,
+        profile=model.profile,
+        instruction=model.instruction,
     )

@@ -26,8 +26,9 @@ class ScriptedEmbedding(EmbeddingServiceServicer):
     An answered text becomes the vector (its length, its number of vowels), so that a test can tell whose is whose.
     """
 
-    def __init__(self, script: Iterable[Step] = ()) -> None:
+    def __init__(self, script: Iterable[Step] = (), *, fingerprint: str = "scripted") -> None:
         self._steps = iter(script)
+        self._fingerprint = fingerprint
         self.calls = 0
         self.cancelled = 0
         self.request_ids: list[str] = []
@@ -41,7 +42,7 @@ class ScriptedEmbedding(EmbeddingServiceServicer):
     async def Embed(self, request: pb.EmbedRequest, context: ServicerContext) -> pb.EmbedResponse:  # noqa: ARG002
         """The next step of the script."""
         await self._step()
-        return _answer(request)
+        return _answer(request, self._fingerprint)
 
     async def EmbedStream(
         self,
@@ -52,12 +53,13 @@ class ScriptedEmbedding(EmbeddingServiceServicer):
         index = 0
         async for frame in request_iterator:
             await self._step()
-            yield pb.EmbedStreamResponse(response=_answer(frame.request), index=index)
+            yield pb.EmbedStreamResponse(response=_answer(frame.request, self._fingerprint), index=index)
             index += 1
 
     async def Info(self, request: pb.InfoRequest, context: ServicerContext) -> pb.InfoResponse:  # noqa: ARG002
         """A model named ``scripted``."""
-        return pb.InfoResponse(models=[pb.Model(name="scripted", dimensions=2)], version="test")
+        model = pb.Model(name="scripted", dimensions=2, fingerprint=self._fingerprint)
+        return pb.InfoResponse(models=[model], version="test")
 
     async def _step(self) -> None:
         self.calls += 1
@@ -79,10 +81,15 @@ def vector_of(text: str) -> tuple[float, float]:
     return float(len(text)), float(sum(text.count(vowel) for vowel in "aeiou"))
 
 
-def _answer(request: pb.EmbedRequest) -> pb.EmbedResponse:
+def _answer(request: pb.EmbedRequest, fingerprint: str) -> pb.EmbedResponse:
     values = [value for text in request.texts for value in vector_of(text)]
     return pb.EmbedResponse(
-        model="scripted", rows=len(request.texts), dim=2, vectors=struct.pack(f"<{len(values)}f", *values)
+        model="scripted",
+        rows=len(request.texts),
+        dim=2,
+        vectors=struct.pack(f"<{len(values)}f", *values),
+        fingerprint=fingerprint,
+        input_tokens=[1] * len(request.texts),
     )
 
 

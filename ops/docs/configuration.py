@@ -19,7 +19,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from embedding_service.settings import EmbeddingSettings
-from gateway.settings import SERVICE_URL_VARIABLES, GatewaySettings
+from gateway.settings import PLAIN_VARIABLES, GatewaySettings
 from gpu_services.settings import GpuServicesSettings
 from llm_service.settings import LlmSettings
 from mesh.hop import HopSettings
@@ -56,11 +56,11 @@ _GATEWAY = """\
 ## Gateway
 
 `python -m gateway` reads `config/gateway.yaml` where that exists, or the file that `GATEWAY_CONFIG` names. The
-environment stands above the file, and the four `*_SERVICE_URL` variables above both:
+environment stands above the file, and these variables above both:
 
-| Variable | Points |
+| Variable | Sets |
 |---|---|
-{urls}
+{plain}
 
 A target is `host:port`, several separated by commas, `dns:///name:port`, or `unix:path`; never a URL with a scheme.
 The keys below stand under `gateway:` in the file.
@@ -146,10 +146,10 @@ def render() -> str:
     """The whole reference."""
     contents = " ·\n".join(f"[{title.partition(':')[0]}](#{_anchor(title)})" for title, _, _ in WORKER_MODELS)
     gateway = settings_of(GatewaySettings, prefix="GATEWAY_")
-    urls = [f"| `{variable}` | `gateway.services.{name}.url` |" for variable, name in SERVICE_URL_VARIABLES.items()]
+    plain = [f"| `{variable}` | `{'.'.join(('gateway', *path))}` |" for variable, path in PLAIN_VARIABLES.items()]
     parts = [
         _INTRODUCTION.format(contents=contents),
-        _GATEWAY.format(urls="\n".join(urls)),
+        _GATEWAY.format(plain="\n".join(plain)),
         _table(("Key", "Variable", "Type", "Default", "What it says"), _rows(gateway, with_key=True)),
     ]
     for title, command, model in WORKER_MODELS:

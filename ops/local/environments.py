@@ -55,14 +55,22 @@ def mesh_environments(torch_index_url: str = "") -> tuple[Environment, ...]:
     return (
         Environment("supervisor", "supervisor", packages=("supervisor",)),
         Environment("gateway", "gateway", extras=("gateway",)),
-        Environment("workers", "workers", extras=("workers",), first=(TORCH,), first_index=torch_index_url),
+        Environment("workers", "workers", extras=("workers", "bulk"), first=(TORCH,), first_index=torch_index_url),
     )
+
+
+def redis_environments(environ: Mapping[str, str]) -> tuple[Environment, ...]:
+    """What the gateway's environment needs beside, where its vectors are to be kept in a Redis."""
+    if environ.get("VECTOR_CACHE_TYPE", "").strip() != "redis":
+        return ()
+    # The tests use the library always, so its version is pinned among theirs.
+    return (Environment("gateway", "test", layer="redis", packages=("redis[hiredis]",)),)
 
 
 def test_environments() -> tuple[Environment, ...]:
     """What the project's own checks need beside `mesh_environments`."""
     return (
-        Environment("test", "test", extras=("gateway", "clients", "test")),
+        Environment("test", "test", extras=("gateway", "clients", "bulk", "test")),
         Environment("workers", "workers", layer="tests", packages=("pytest", "pytest-asyncio", "hypothesis")),
     )
 

@@ -27,6 +27,7 @@ _ENGINE_OPTIONS = {
     "DEVICE": "--device",
     "THREADS": "--threads",
     "MIN_COSINE": "--min-cosine",
+    "ONNX_DIR": "--onnx-dir",
 }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ops.local.closing import closing_words
 from ops.local.console import Console, render_table
-from ops.local.environments import Installer, mesh_environments
+from ops.local.environments import Installer, mesh_environments, redis_environments
 from ops.local.failures import OperatorError
 from ops.local.layout import Layout
 from ops.local.models import prepare_models
@@ -49,7 +49,8 @@ def start(options: StartOptions, layout: Layout, console: Console, environ: Mapp
             _clear_crashed(record, layout, console)
         choose_mode(options.mode, console)
         refuse_taken(topology.listeners)
-        Installer(layout, console, environ).ensure(mesh_environments(options.torch_index_url))
+        wanted = (*mesh_environments(options.torch_index_url), *redis_environments(environ))
+        Installer(layout, console, environ).ensure(wanted)
         prepare_models(layout, topology, console, environ)
         refuse_taken(topology.listeners)  # installing takes minutes, and ports do not wait
         return _run(options, topology, layout, console, environ)

@@ -37,7 +37,7 @@ HOPS_OF = {worker.name: worker.hops for worker in WORKERS}
 """The hops behind each worker's process."""
 
 
-MODEL_VARIABLES = ("EMBEDDING_MODEL", "RERANKING_MODEL", "LLM_MODEL")
+MODEL_VARIABLES = ("EMBEDDING_MODEL", "RERANKING_MODEL", "LLM_MODEL", "EMBEDDING_ONNX_DIR", "RERANKING_ONNX_DIR")
 
 
 def with_absolute_models(environ: Mapping[str, str], called_from: Path) -> dict[str, str]:

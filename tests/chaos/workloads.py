@@ -138,7 +138,7 @@ CHUNKING = Workload(
     hop="chunking", worker="gpu-services", service="chunking.v1.ChunkingService",
     write=documents, deadline_seconds=2.0, lanes=(1, 2, 4, 8),
     # Few enough that a child is replaced before it is measured, too: its successor is part of the warmed state.
-    variables={"GPU_SERVICES_DOCUMENTS_PER_CHILD": "100"},
+    variables={"GPU_SERVICES_DOCUMENTS_PER_CHILD": "40"},
 )  # fmt: skip
 LLM = Workload(
     hop="llm", worker="llm", service="llm.v1.LlmService",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,15 @@ from inference.runner import RunnerLimits
 from inference.testing import GatedEngine, fake_loaded_model
 from inference.tokenizing import TextTokenizer, Tokenized
 from inference.tokenizing import Truncation as Cut
-from mesh.clients.embedding import AsyncEmbeddingServiceClient, EmbedInputs, EmbedOptions, TokenInputs, Truncation
+from mesh.clients.embedding import (
+    AsyncEmbeddingServiceClient,
+    EmbeddingProfile,
+    EmbedInputs,
+    EmbedOptions,
+    InputType,
+    TokenInputs,
+    Truncation,
+)
 from mesh.deadline import Deadline
 from mesh.errors import (
     InvalidRequest,
@@ -146,7 +155,30 @@ async def test_info(client: AsyncEmbeddingServiceClient) -> None:
     assert (model.name, model.aliases, model.dimensions, model.max_input_tokens) == ("owner/fake", ("fake",), 8, 16)
     assert (model.engine, model.precision, model.device, model.pooling) == ("fake", "float32", "cpu", "mean")
     assert model.fidelity_min_cosine == 1.0
+    assert model.profile == EmbeddingProfile(source="model")
     assert (info.limits.max_inputs_per_request, info.limits.max_request_bytes) == (50, 1024)
+
+
+async def test_input_types_and_prompts(tmp_path: Path) -> None:
+    """Info tells the prompts, a request chooses among them, and an unknown one is refused with those that are there."""
+    prompts = {"prompts": {"query": "the ", "clustering": "a ", "s2p": "b "}}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts), encoding="utf-8")
+    life = ModelLife(lambda: Embedder(fake_loaded_model(tmp_path), LIMITS), capability="embedding")
+    async with serve([capability(life)]) as running, AsyncEmbeddingServiceClient(running.target) as client:
+        await _until_answered(client)
+        (model,) = (await client.info()).models
+        assert model.profile.prompts == prompts["prompts"]
+        for options, text in (
+            (EmbedOptions(input_type=InputType.QUERY), "the cat"),
+            (EmbedOptions(input_type=InputType.DOCUMENT), "cat"),
+            (EmbedOptions(input_type=InputType.CLUSTERING), "a cat"),
+            (EmbedOptions(prompt_name="s2p"), "b cat"),
+        ):
+            prompted = (await client.embed(["cat"], options)).array()
+            np.testing.assert_array_equal(prompted, await client.generate_embeddings([text]))
+        with pytest.raises(InvalidRequest, match="query, clustering, s2p") as refused:
+            await client.embed(["cat"], EmbedOptions(prompt_name="poem"))
+        assert refused.value.param == "input_type"
 
 
 async def test_an_unusable_model_says_why() -> None:
@@ -175,10 +207,10 @@ class CountingTokenizer:
         self.max_tokens = inner.max_tokens
         self.texts = 0
 
-    def singles(self, texts: Sequence[str], truncation: Cut) -> Tokenized:
+    def singles(self, texts: Sequence[str], truncation: Cut, *, prompt: str) -> Tokenized:
         """See TextTokenizer."""
         self.texts += len(texts)
-        return self._inner.singles(texts, truncation)
+        return self._inner.singles(texts, truncation, prompt=prompt)
 
 
 async def test_what_a_full_queue_refuses_is_not_tokenized(tmp_path: Path) -> None:
@@ -219,3 +251,12 @@ async def test_the_event_loop_stays_free_while_a_large_readable_answer_is_built(
     assert len(reply.readable_vectors) == 10_000
     assert list(reply.readable_vectors[0].values) == list(reply.readable_vectors[2].values)
     assert list(reply.readable_vectors[0].values) != list(reply.readable_vectors[1].values)
+
+
+async def test_answers_and_info_tell_the_same_model(client: AsyncEmbeddingServiceClient) -> None:
+    """Whoever keeps vectors can tell whether the model is still the one that computed them, and what each text cost."""
+    found = await client.embed(["cat", "a " * 30])
+    (model,) = (await client.info()).models
+    assert found.fingerprint
+    assert found.fingerprint == model.fingerprint
+    assert found.input_tokens == (3, 16)

@@ -95,4 +95,5 @@ async def test_info(client: AsyncRerankingServiceClient) -> None:
     (model,) = info.models
     assert (model.name, model.method, model.max_input_tokens) == ("late-interaction/fake", "late-interaction", 16)
     assert (model.aliases, model.engine, model.device) == ((), "fake", "cpu")
+    assert (model.profile, model.instruction) == ("", "")
     assert (info.limits.max_documents_per_request, info.limits.max_request_bytes) == (50, 1024)

@@ -10,8 +10,8 @@ from typing import cast
 import numpy as np
 import pytest
 
-from bench.embedding import read_vectors
 from bench.load import Connection, Lane, RequestFailed, post
+from bench.ways import read_vectors
 from mesh.testing import FakeClock
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 11\r\n\r\nhello world"

@@ -94,7 +94,7 @@ def test_the_json_holds_what_the_table_says(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "report.json"
     write(report, path)
     read = json.loads(path.read_text())
-    assert set(read) == {"schema", "started", "machine", "settings", "rows", "skipped", "notes"}
+    assert set(read) == {"schema", "started", "machine", "settings", "rows", "skipped", "notes", "curves"}
     assert read["rows"][0] == {
         "part": "embedding", "what": "HTTP, short", "unit": "texts/s", "mesh": 900, "baseline": 300,
         "against": "in process", "ratio": 3.0, "ratio_spread": [2.5, 3.25], "smaller_is_better": False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -12,12 +13,14 @@ from typing import Any, overload
 import numpy as np
 import pytest
 
-from embedding_service.embedder import Embedder, EmbeddingRequest, Embeddings, InputType
+from embedding_service.embedder import Embedder, EmbeddingRequest, Embeddings, fingerprint_of
+from inference.card import Pooling
+from inference.prompts import InputType
 from inference.runner import RunnerLimits
 from inference.testing import fake_loaded_model
 from inference.tokenizing import Truncation
 from mesh.deadline import Deadline
-from mesh.errors import InvalidRequest, NotFound, PayloadTooLarge, WrongState
+from mesh.errors import InvalidRequest, ModelUnusable, NotFound, PayloadTooLarge, WrongState
 
 LIMITS = RunnerLimits(items_per_request=50, tokens_per_request=400, queued_tokens=1000, batch_tokens=32)
 
@@ -184,3 +187,103 @@ async def test_prompts_by_input_type(tmp_path: Path) -> None:
     plain = await embed(embedder, "cat", input_type=InputType.DOCUMENT)
     np.testing.assert_array_equal(plain.vectors, (await embed(embedder, "cat")).vectors)
     await embedder.stop()
+
+
+async def test_every_input_has_its_count_of_tokens(embedder: Embedder) -> None:
+    """Special tokens included, cut inputs as cut; characters are the caller's own."""
+    found = await embed(embedder, "cat", "cat sat", "a " * 40)
+    assert found.input_tokens == (3, 4, 16)
+    assert found.tokens == sum(found.input_tokens)
+    assert found.characters == len("cat" + "cat sat" + "a " * 40)
+
+
+def test_a_fingerprint_is_of_whatever_decides_a_vector(tmp_path: Path) -> None:
+    """The same for the same model, wherever its files lie; another for each fact that changes vectors or refusals."""
+    loaded = fake_loaded_model(tmp_path / "one")
+    model, card = loaded.model, loaded.model.card
+    again = fake_loaded_model(tmp_path / "two")
+    assert fingerprint_of(again, [4]) == fingerprint_of(loaded, [4])
+    changed = [
+        replace(loaded, model=replace(model, revision="another")),
+        replace(loaded, model=replace(model, name="another/name")),
+        replace(loaded, model=replace(model, card=replace(card, max_input_tokens=8))),
+        replace(loaded, model=replace(model, card=replace(card, prompts={"query": "query: "}))),
+        replace(loaded, model=replace(model, card=replace(card, pooling=Pooling.CLS))),
+        replace(loaded, verdict=replace(loaded.verdict, engine="another")),
+    ]
+    prints = {fingerprint_of(each, [4]) for each in (loaded, *changed)}
+    assert len(prints | {fingerprint_of(loaded, []), fingerprint_of(loaded, [4, 2])}) == len(changed) + 3
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "config.json"])
+def test_a_fingerprint_is_of_what_the_files_beside_the_weights_say(file: str, tmp_path: Path) -> None:
+    """A local model's revision is of its weights alone; another tokenizer or activation gives other vectors too."""
+    loaded = fake_loaded_model(tmp_path)
+    before = Embedder(loaded, LIMITS).fingerprint
+    content = json.loads((tmp_path / file).read_text(encoding="utf-8"))
+    (tmp_path / file).write_text(json.dumps(content | {"changed": True}), encoding="utf-8")
+    assert Embedder(loaded, LIMITS).fingerprint != before
+
+
+async def test_a_prompt_by_its_own_name(tmp_path: Path) -> None:
+    """Any prompt of the model can be asked for, and one that is not there is refused with those that are."""
+    prompts = '{"prompts": {"s2p": "the "}}'
+    (tmp_path / "config_sentence_transformers.json").write_text(prompts, encoding="utf-8")
+    embedder = Embedder(fake_loaded_model(tmp_path), LIMITS)
+    embedder.start()
+    prompted = await embed(embedder, "cat", prompt_name="s2p")
+    np.testing.assert_array_equal(prompted.vectors, (await embed(embedder, "the cat")).vectors)
+    assert prompted.characters == 3
+    with pytest.raises(InvalidRequest, match="s2p") as refused:
+        await embed(embedder, "cat", prompt_name="poem")
+    assert refused.value.reason == "UNKNOWN_PROMPT"
+    await embedder.stop()
+
+
+async def test_no_truncation_takes_the_prompt(tmp_path: Path) -> None:
+    """Whichever end of a long text goes, the model reads the prompt."""
+    (tmp_path / "config_sentence_transformers.json").write_text('{"prompts": {"query": "the "}}', encoding="utf-8")
+    embedder = Embedder(fake_loaded_model(tmp_path), LIMITS)
+    embedder.start()
+    long = "cat " + "a " * 20 + "dog"
+    for truncation, kept in ((Truncation.END, "the cat " + "a " * 12), (Truncation.START, "the " + "a " * 12 + "dog")):
+        found = await embed(embedder, long, truncation=truncation, input_type=InputType.QUERY)
+        np.testing.assert_array_equal(found.vectors, (await embed(embedder, kept)).vectors)
+        assert found.truncated == (0,)
+    await embedder.stop()
+
+
+async def test_token_ids_take_no_prompt(tmp_path: Path) -> None:
+    """Ids of a type that has a prompt are refused rather than embedded without it."""
+    (tmp_path / "config_sentence_transformers.json").write_text('{"prompts": {"query": "the "}}', encoding="utf-8")
+    embedder = Embedder(fake_loaded_model(tmp_path), LIMITS)
+    embedder.start()
+    for input_type in (InputType.UNSPECIFIED, InputType.DOCUMENT):
+        request = EmbeddingRequest(token_inputs=((4,),), input_type=input_type)
+        assert len((await embedder.embed(request, deadline=Deadline.after(10))).vectors) == 1
+    with pytest.raises(InvalidRequest) as refused:
+        request = EmbeddingRequest(token_inputs=((4,),), input_type=InputType.QUERY)
+        await embedder.embed(request, deadline=Deadline.after(10))
+    assert refused.value.param == "input_type"
+    await embedder.stop()
+
+
+async def test_lengths_as_the_profile_says(tmp_path: Path) -> None:
+    """A profile that keeps lengths is followed where the request leaves it open."""
+    loaded = fake_loaded_model(tmp_path)
+    card = replace(loaded.model.card, normalize=False)
+    embedder = Embedder(replace(loaded, model=replace(loaded.model, card=card)), LIMITS)
+    embedder.start()
+    open_, wanted = await embed(embedder, "cat sat"), await embed(embedder, "cat sat", normalize=True)
+    np.testing.assert_allclose(open_.vectors.sum(), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(wanted.vectors), 1.0, rtol=1e-6)
+    await embedder.stop()
+
+
+def test_a_prompt_that_fills_the_model_is_refused(tmp_path: Path) -> None:
+    """Every vector would be the prompt's."""
+    prompts = {"prompts": {"query": "the cat sat on " * 4}}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts), encoding="utf-8")
+    with pytest.raises(ModelUnusable) as refused:
+        Embedder(fake_loaded_model(tmp_path), LIMITS)
+    assert refused.value.reason == "PROFILE_INVALID"

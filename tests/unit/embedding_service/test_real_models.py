@@ -12,6 +12,7 @@ from embedding_service.settings import EmbeddingSettings
 from embedding_service.worker import load_embedder
 from inference import package
 from inference.engines import FloatArray
+from inference.prompts import InputType
 from mesh.deadline import Deadline
 
 pytest.importorskip("sentence_transformers", reason="needs the workers' environment")
@@ -71,3 +72,29 @@ async def test_vectors_as_sentence_transformers(
     assert cosines.min() >= least
     words = [len(text.split()) for text in mixed_texts()]
     assert set(found.truncated) >= {position for position, count in enumerate(words) if count == 400}
+
+
+@pytest.mark.parametrize(
+    ("input_type", "prompt"),
+    [
+        (InputType.QUERY, "Represent this sentence for searching relevant passages: "),
+        (InputType.DOCUMENT, "passage: "),
+        (InputType.UNSPECIFIED, ""),
+    ],
+)
+async def test_prompts_as_sentence_transformers(models_dir: Path, input_type: InputType, prompt: str) -> None:
+    """The prefix is really computed: cosine 0.9999 to encode(prompt=…), and far from the vector without it."""
+    from sentence_transformers import SentenceTransformer
+
+    texts = mixed_texts(20)
+    model = SentenceTransformer(str(package.model_directory()), device="cpu")
+    expected = model.encode(texts, prompt=prompt or None, normalize_embeddings=True)
+    prompts = {"query": "Represent this sentence for searching relevant passages: ", "document": "passage: "}
+    settings = EmbeddingSettings.load({}, models_dir=models_dir, engine="torch", threads=1, prompts=prompts)
+    embedder = load_embedder(settings)
+    embedder.start()
+    found = await embedder.embed(EmbeddingRequest(texts=texts, input_type=input_type), deadline=Deadline.after(60))
+    plain = await embedder.embed(EmbeddingRequest(texts=texts), deadline=Deadline.after(60))
+    await embedder.stop()
+    assert (found.vectors * expected).sum(axis=1).min() >= 0.9999
+    assert ((found.vectors * plain.vectors).sum(axis=1).min() < 0.95) == bool(prompt)

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from gateway.testing import DIMENSIONS, EMBEDDING_MODEL, FakePeers
+from gateway.testing.peers import OWN_PROMPT
 from mesh.clients.embedding import InputType, Truncation
 
 URL = "/v1/embeddings"
@@ -52,6 +53,46 @@ async def test_dimensions_truncation_and_input_type_reach_the_worker(
     assert len(answer.json()["data"][0]["embedding"]) == 2
     options = peers.embedder.calls[-1].arguments[1]
     assert (options.dimensions, options.truncation, options.input_type) == (2, Truncation.REFUSE, InputType.QUERY)
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "input_type"),
+    [
+        ("input_type", "document", InputType.DOCUMENT),
+        ("input_type", "passage", InputType.DOCUMENT),
+        ("input_type", "search_document", InputType.DOCUMENT),
+        ("input_type", "search_query", InputType.QUERY),
+        ("input_type", "classification", InputType.CLASSIFICATION),
+        ("input_type", "clustering", InputType.CLUSTERING),
+        ("task", "retrieval.query", InputType.QUERY),
+        ("task", "retrieval.passage", InputType.DOCUMENT),
+        ("task", "separation", InputType.CLUSTERING),
+        ("task", "text-matching", InputType.SIMILARITY),
+        ("input_type", "", InputType.UNSPECIFIED),
+    ],
+)
+async def test_input_types_are_understood_in_every_vendors_words(
+    client: httpx.AsyncClient, peers: FakePeers, field: str, name: str, input_type: InputType
+) -> None:
+    """NVIDIA's, Cohere's and Jina's names mean the same to the worker."""
+    assert (await client.post(URL, json={"input": "abc", field: name})).status_code == 200
+    options = peers.embedder.calls[-1].arguments[1]
+    assert (options.input_type, options.prompt_name) == (input_type, "")
+
+
+async def test_a_models_own_prompt_goes_by_its_name(client: httpx.AsyncClient, peers: FakePeers) -> None:
+    """What no dialect names is for the worker to know, and to refuse."""
+    assert (await client.post(URL, json={"input": "abc", "input_type": OWN_PROMPT})).status_code == 200
+    assert peers.embedder.calls[-1].arguments[1].prompt_name == OWN_PROMPT
+    refused = await client.post(URL, json={"input": "abc", "task": "poem"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unknown_prompt")
+
+
+async def test_an_input_type_has_one_name(client: httpx.AsyncClient) -> None:
+    """Two that differ would have to be weighed against each other."""
+    refused = await client.post(URL, json={"input": "abc", "task": "separation", "input_type": "query"})
+    assert refused.status_code == 400
+    assert "input_type or task" in refused.json()["error"]["message"]
 
 
 async def test_a_cut_input_is_named(client: httpx.AsyncClient) -> None:

@@ -31,7 +31,7 @@ def loaded() -> set[str]:
 def test_nothing_heavy_is_loaded(loaded: set[str]) -> None:
     """Torch and its relatives never; numpy, tokenisers and HTTP clients not before a route needs them."""
     heavy = {"torch", "transformers", "sentence_transformers", "onnxruntime", "numpy", "tiktoken", "tokenizers",
-             "docling", "docling_core", "requests", "httpx", "huggingface_hub"}  # fmt: skip
+             "docling", "docling_core", "requests", "httpx", "huggingface_hub", "redis"}  # fmt: skip
     assert not loaded & heavy
 
 

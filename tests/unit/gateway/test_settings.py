@@ -92,6 +92,8 @@ def test_targets_that_would_never_connect_stop_the_start(target: str, monkeypatc
         ("GATEWAY_PROT", "GATEWAY_PORT"),
         ("EMBEDING_SERVICE_URL", "EMBEDDING_SERVICE_URL"),
         ("GPUS_SERVICE_URL", "GPU_SERVICE_URL"),
+        ("VECTOR_CACHE_TYP", "VECTOR_CACHE_TYPE"),
+        ("ENABLE_VECTOR_CASH", "ENABLE_VECTOR_CACHE"),
     ],
 )
 def test_a_misspelt_variable_stops_the_start_and_names_the_right_one(
@@ -173,3 +175,29 @@ def test_without_a_word_about_breakers_they_are_as_the_hops_make_them() -> None:
         assert isinstance(peer.hop, Hop)
         told = peer.hop.settings.model_dump(exclude={"default_deadline_seconds", "attempt_timeout_seconds"})
         assert told == HopSettings().model_dump(exclude={"default_deadline_seconds", "attempt_timeout_seconds"})
+
+
+def test_the_vector_caches_variables_need_no_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off unless asked for; each variable stands above its prefixed twin."""
+    assert not GatewaySettings.load().vector_cache.enabled
+    monkeypatch.setenv("GATEWAY_VECTOR_CACHE__TYPE", "memory")
+    monkeypatch.setenv("ENABLE_VECTOR_CACHE", "true")
+    monkeypatch.setenv("VECTOR_CACHE_TYPE", "redis")
+    monkeypatch.setenv("REDIS_URL", "rediss://user:secret@cache:6380/1")
+    monkeypatch.setenv("VECTOR_CACHE_TTL_SECONDS", "60")
+    monkeypatch.setenv("VECTOR_CACHE_MAX_BYTES", "2000000")
+    cache = GatewaySettings.load().vector_cache
+    assert (cache.enabled, cache.type, cache.ttl_seconds, cache.max_bytes) == (True, "redis", 60, 2_000_000)
+    assert cache.redis_url.get_secret_value().startswith("rediss://")
+    assert "secret" not in repr(cache)
+
+
+def test_only_a_redis_that_is_used_needs_a_right_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program's REDIS_URL stops nothing; a wrong one of ours does, without being repeated."""
+    monkeypatch.setenv("REDIS_URL", "http://:secret@elsewhere")
+    assert GatewaySettings.load().port == 8000
+    monkeypatch.setenv("ENABLE_VECTOR_CACHE", "1")
+    monkeypatch.setenv("VECTOR_CACHE_TYPE", "redis")
+    with pytest.raises(SettingsError, match="REDIS_URL") as refused:
+        GatewaySettings.load()
+    assert "secret" not in str(refused.value)

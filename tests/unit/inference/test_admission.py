@@ -60,6 +60,27 @@ def test_the_oldest_item_is_in_the_next_batch(requests: list[list[int]], budget:
         assert oldest in queue.take()
 
 
+arrivals = st.lists(st.tuples(st.integers(1, 40), lanes), min_size=1, max_size=5)
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), lanes), min_size=1, max_size=20), arrivals, st.integers(1, 100))
+def test_no_item_waits_longer_than_its_place_in_its_lane_says(
+    waiting: list[tuple[int, Priority]], arriving: list[tuple[int, Priority]], budget: int
+) -> None:
+    """Whatever keeps arriving behind it in either lane, the n-th of its lane is taken within n turns of both lanes."""
+    tickets = [ticket([tokens], priority) for tokens, priority in waiting]
+    queue = queue_of(budget, *tickets)
+    taken: dict[int, int] = {}
+    for turn in range(1, (INTERACTIVE_BATCHES_BEFORE_BULK + 1) * len(waiting) + 1):
+        for tokens, priority in arriving:
+            queue.add(ticket([tokens], priority))
+        taken.update({id(entry.ticket): turn for entry in queue.take()})
+    places = dict.fromkeys(Priority, 0)
+    for each in tickets:
+        places[each.priority] += 1
+        assert taken[id(each)] <= (INTERACTIVE_BATCHES_BEFORE_BULK + 1) * places[each.priority]
+
+
 def test_a_batch_holds_items_of_similar_length() -> None:
     """Short items are not padded to a long one while there are other short ones."""
     queue = queue_of(24, ticket([3, 20, 3, 21, 3, 3]))

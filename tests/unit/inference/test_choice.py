@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from inference import machine
-from inference.engines import Engine, Head, checks, choice
+from inference.engines import Engine, Head, amx, checks, choice
 from inference.engines.choice import EnginePlan, Job, Verdict, choose, open_engine
 from inference.padding import pad
 from inference.testing import FakeEngine, fake_loaded_model
@@ -80,6 +81,14 @@ def test_padding_is_not_compared() -> None:
     assert checks.agreement(*rows)[0] == pytest.approx(1.0)
 
 
+def test_scores_agree_where_no_order_changes() -> None:
+    """At 0.999 two documents that are 0.001 apart keep their places; no number agrees with nothing."""
+    reference = [np.array([score, 1 - score], dtype=np.float32) for score in (0.5, 0.9)]
+    off = [np.array([score, 1 - score], dtype=np.float32) for score in (0.5005, 0.9)]
+    assert checks.score_agreement(reference, off) == pytest.approx((0.999, 0.9995), abs=1e-6)
+    assert checks.score_agreement(reference, [np.full(2, np.nan, dtype=np.float32)] * 2)[0] == -1.0
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
     """A model for FakeEngine."""
@@ -142,6 +151,42 @@ def test_a_damaged_memory_is_measured_again(job: Job, opened: list[str], tmp_pat
     opened.clear()
     open_engine(job, plan, lambda _line: None)
     assert "reference" in opened
+
+
+def test_a_remembered_engine_that_went_away_is_not_opened(
+    job: Job, opened: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A verdict for an engine whose library and compiler are gone is measured anew, and obeyed while they are there."""
+    plan = replace(PLAN, models_dir=tmp_path / "models")
+    _, verdict = open_engine(job, plan, lambda _line: None)
+    (file,) = (tmp_path / "models" / "engines").glob("*.json")
+    file.write_text(json.dumps(asdict(replace(verdict, engine="amx-bf16"))), encoding="utf-8")
+    monkeypatch.setattr(amx, "supports", lambda _model, _models_dir: True)
+    opened.clear()
+    open_engine(job, plan, lambda _line: None)
+    assert opened == ["amx-bf16"]
+    monkeypatch.setattr(amx, "supports", lambda _model, _models_dir: False)
+    opened.clear()
+    _, anew = open_engine(job, plan, lambda _line: None)
+    assert "amx-bf16" not in opened
+    assert anew.engine != "amx-bf16"
+
+
+def test_a_remembered_engine_that_does_not_open_is_chosen_anew(
+    job: Job, opened: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ran when it was chosen may lack its compiler or its rights today: the worker starts with another."""
+    plan = replace(PLAN, models_dir=tmp_path / "models")
+    _, first = open_engine(job, plan, lambda _line: None)
+
+    def fail(job: Job, plan: EnginePlan, device: str) -> Engine:
+        raise OSError("file too short")
+
+    monkeypatch.setitem(choice.ENGINES, first.engine, fail)
+    lines: list[str] = []
+    _, second = open_engine(job, plan, lines.append)
+    assert second.engine != first.engine
+    assert any("choosing anew" in line for line in lines)
 
 
 def test_an_engine_that_fails_is_left_out(

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inference import package
+from inference import machine, package
 from inference.card import ModelKind
-from inference.engines import Head, checks
+from inference.engines import Head, amx, checks
 from inference.engines.choice import ENGINES, EnginePlan, Job, _open_reference, open_engine
 from inference.loading import load
 from inference.models import DEFAULT_EMBEDDING_MODEL, ModelRequest, resolve
@@ -108,6 +108,19 @@ def test_padding_does_not_change_a_vector(tmp_path: Path) -> None:
         np.testing.assert_allclose(engine.run(pad([each]))[0], together[row], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("head", [Head.MEAN, Head.TOKENS])
+def test_threads_share_a_batch_and_not_its_answers(tmp_path: Path, head: Head) -> None:
+    """Three threads give what one gives, in the same order, for any number of inputs."""
+    job = job_for(small_model(tmp_path / "model", "BertModel"), head)
+    one, three = (ENGINES["torch"](job, EnginePlan(models_dir=tmp_path, threads=count), "cpu") for count in (1, 3))
+    for count in range(1, len(TEXTS) + 1):
+        batch = pad(job.tokenizer.singles(TEXTS[:count], Truncation.END).inputs)
+        expected, found = (checks.comparable(engine.run(batch), batch, head) for engine in (one, three))
+        for each, other in zip(expected, found, strict=True):
+            np.testing.assert_allclose(other, each, rtol=1e-4, atol=1e-5)
+    three.close()
+
+
 def test_the_exported_graph_has_fused_attention(tmp_path: Path) -> None:
     """The export is not merely right: its attention is one node a layer."""
     import onnx
@@ -151,6 +164,10 @@ def test_weights_that_lack_a_tensor_are_refused(tmp_path: Path) -> None:
 
 # -- the default model ------------------------------------------------------------------------------------------------
 
+needs_amx = pytest.mark.skipif(
+    not (machine.cpu_flags() >= amx.CPU_FLAGS and amx.SOURCE.obtainable(Path("nowhere"))),
+    reason="needs a CPU with AMX and a C compiler",
+)
 needs_default_model = pytest.mark.skipif(
     package.model_directory() is None, reason="the package with the default embedding model is not installed"
 )
@@ -164,7 +181,15 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_default_model
-@pytest.mark.parametrize(("engine", "smallest"), [("torch", 0.9999), ("torch-bf16", 0.999), ("onnxruntime", 0.9999)])
+@pytest.mark.parametrize(
+    ("engine", "smallest"),
+    [
+        ("torch", 0.9999),
+        ("torch-bf16", 0.999),
+        ("onnxruntime", 0.9999),
+        pytest.param("amx-bf16", 0.999, marks=needs_amx),
+    ],
+)
 def test_the_default_model_agrees_with_sentence_transformers(models_dir: Path, engine: str, smallest: float) -> None:
     """Texts of many lengths and scripts in one batch: each vector is sentence-transformers' own, in order."""
     from sentence_transformers import SentenceTransformer
@@ -196,6 +221,26 @@ from inference.models import DEFAULT_EMBEDDING_MODEL, ModelRequest
 plan = EnginePlan(models_dir=Path({str(models_dir)!r}), engine="onnxruntime", device="cpu", threads=1)
 load(ModelRequest(name=DEFAULT_EMBEDDING_MODEL, kind=ModelKind.EMBEDDING), plan)
 assert not {{"torch", "transformers", "sentence_transformers"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[3])
+
+
+@needs_amx
+@needs_default_model
+def test_amx_serves_without_torch(models_dir: Path) -> None:
+    """Once chosen, a start with the C engine imports neither torch nor transformers, and its vectors are right."""
+    plan = EnginePlan(models_dir=models_dir, engine="amx-bf16", device="cpu", threads=1)
+    load(ModelRequest(name=DEFAULT_EMBEDDING_MODEL, kind=ModelKind.EMBEDDING), plan, report=lambda _line: None)
+    program = f"""
+import sys
+from pathlib import Path
+from inference.card import ModelKind
+from inference.engines.choice import EnginePlan
+from inference.loading import load
+from inference.models import DEFAULT_EMBEDDING_MODEL, ModelRequest
+plan = EnginePlan(models_dir=Path({str(models_dir)!r}), engine="amx-bf16", device="cpu", threads=1)
+load(ModelRequest(name=DEFAULT_EMBEDDING_MODEL, kind=ModelKind.EMBEDDING), plan)
+assert not {{"torch", "transformers", "sentence_transformers", "onnxruntime"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[3])
 

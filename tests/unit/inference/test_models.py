@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def request(path: Path | str, kind: ModelKind = EMBEDDING, **more: str) -> ModelRequest:
+def request(path: Path | str, kind: ModelKind = EMBEDDING, **more: Any) -> ModelRequest:
     """A request as a worker makes it."""
     return ModelRequest(name=str(path), kind=kind, setting="EMBEDDING_MODEL", **more)
 

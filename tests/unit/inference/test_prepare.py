@@ -10,7 +10,7 @@ from inference.prepare import main
 from inference.testing import write_model
 
 
-@pytest.mark.parametrize("purpose", ["embedding", "reranking", "late-interaction", "cross-encoder"])
+@pytest.mark.parametrize("purpose", ["embedding", "reranking", "late-interaction", "cross-encoder", "generative"])
 def test_a_missing_model_is_named(purpose: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 1, and one line with the reason's name, whatever it is prepared for."""
     code = main(["--for", purpose, "--model", str(tmp_path / "absent"), "--models-dir", str(tmp_path)])

@@ -191,7 +191,7 @@ class BreakerAgainstItsModel(RuleBasedStateMachine):
         self.clock.advance(seconds)
         assert self.breaker.snapshot().state is before
 
-    @precondition(lambda self: self.model.state is OPEN and self.clock() < self.model.open_until)
+    @precondition(lambda self: self.model.state is OPEN and self.clock() < self.model.open_until - 1e-3)
     @rule(early=st.booleans())
     def the_back_off_passes(self, early: bool) -> None:
         """Not a moment before its end is anybody let in, and everybody may be at its end."""
@@ -223,9 +223,10 @@ class BreakerAgainstItsModel(RuleBasedStateMachine):
 
     @rule()
     def health_says_serving(self) -> None:
-        """An open breaker becomes half-open; no other moves."""
+        """An open breaker becomes half-open, and its back-off begins anew; no other moves."""
         self.breaker.peer_is_serving()
         if self.model.state is OPEN:
+            self.model.failed_probes = 0
             self.model.move(HALF_OPEN)
 
     @rule()

@@ -10,6 +10,7 @@ from ops.local.environments import (
     TORCH,
     Environment,
     mesh_environments,
+    redis_environments,
     stamp_of,
     unfinished_mark,
 )
@@ -63,6 +64,15 @@ def test_the_gateways_environment_gets_nothing_of_the_workers() -> None:
     assert by_name["gateway"].extras == ("gateway",)
     assert [name for name, environment in by_name.items() if environment.first] == ["workers"]
     assert by_name["workers"].first_index == "https://index.example/cpu"
+
+
+def test_redis_comes_only_where_it_is_chosen() -> None:
+    """A second layer of the gateway's environment, whose version is pinned."""
+    assert redis_environments({}) == redis_environments({"VECTOR_CACHE_TYPE": "memory"}) == ()
+    (layer,) = redis_environments({"VECTOR_CACHE_TYPE": "redis"})
+    assert (layer.name, layer.layer) == ("gateway", "redis")
+    pins = (CHECKOUT / "ops" / "constraints" / f"{layer.constraints}.txt").read_text().splitlines()
+    assert {pin.partition("==")[0] for pin in pins} >= {"redis", "hiredis"}
 
 
 def test_every_environment_is_pinned() -> None:

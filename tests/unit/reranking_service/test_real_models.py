@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +80,14 @@ def quiet_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-async def scores(settings: RerankingSettings, **options: Any) -> tuple[list[float], tuple[int, ...], Reranker]:
-    """What the worker answers for DOCUMENTS under ``settings``, and which of them it cut."""
+async def scores(
+    settings: RerankingSettings, *, documents: Sequence[str] = DOCUMENTS, **options: Any
+) -> tuple[list[float], tuple[int, ...], Reranker]:
+    """What the worker answers for ``documents`` under ``settings``, and which of them it cut."""
     reranker = load_reranker(settings)
     reranker.start()
     try:
-        request = RerankingRequest(query=QUERY, documents=DOCUMENTS, **options)
+        request = RerankingRequest(query=QUERY, documents=documents, **options)
         found = await reranker.rerank(request, deadline=Deadline.after(120))
     finally:
         await reranker.stop()
@@ -126,3 +130,48 @@ async def test_late_interaction_as_token_embeddings(models_dir: Path, quiet_hub:
     assert int(np.argmax(raw)) == 1
     assert truncated == (3,)
     assert reranker.loaded.model.name == "late-interaction/all-MiniLM-L6-v2"
+
+
+def many_documents(count: int = 60) -> list[str]:
+    """Texts of one to eighty words, in no order."""
+    chooser = random.Random(11)
+    words = " ".join(DOCUMENTS).split()
+    return [" ".join(chooser.choices(words, k=chooser.randint(1, 80))) for _ in range(count)]
+
+
+def assert_same_order(found: Sequence[float], reference: Sequence[float], *, tie: float = 1e-3) -> None:
+    """What the reference tells apart by more than a tie is in the reference's order."""
+    found_at, reference_at = np.asarray(found, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    better = reference_at[:, None] - reference_at[None, :] > tie
+    assert better.sum() > 100, "the reference ties nearly everything, and proves nothing"
+    swapped = better & (found_at[:, None] <= found_at[None, :])
+    assert not swapped.any(), f"{swapped.sum()} pairs of {better.sum()} are in another order"
+
+
+@pytest.mark.parametrize("engine", ["auto", "onnxruntime", "torch"])
+async def test_cross_encoders_rank_as_sentence_transformers(
+    cross_encoder: Path, models_dir: Path, quiet_hub: None, engine: str
+) -> None:
+    """Sixty documents, whatever engine was chosen: scores in [0, 1], in the reference's order but for ties in 1e-3."""
+    from sentence_transformers import CrossEncoder
+
+    settings = RerankingSettings.load({}, model=str(cross_encoder), models_dir=models_dir, engine=engine, threads=1)
+    found, _, _ = await scores(settings, documents=many_documents())
+    theirs = CrossEncoder(str(cross_encoder), device="cpu").predict([(QUERY, each) for each in many_documents()])
+    assert all(0 <= score <= 1 for score in found)
+    assert_same_order(found, theirs.tolist())
+
+
+@pytest.mark.skipif(package.model_directory() is None, reason="the package with the default model is not installed")
+async def test_late_interaction_ranks_as_maxsim_in_process(models_dir: Path, quiet_hub: None) -> None:
+    """Sixty documents, in half precision: the order of MaxSim over sentence-transformers' token embeddings."""
+    from sentence_transformers import SentenceTransformer
+
+    settings = RerankingSettings.load({}, models_dir=models_dir, engine="torch-bf16", threads=1)
+    found, _, _ = await scores(settings, documents=many_documents())
+    theirs = SentenceTransformer(str(package.model_directory()), device="cpu")
+    states = theirs.encode([QUERY, *many_documents()], output_value="token_embeddings")
+    query, *documents = ([state / np.linalg.norm(state) for state in each.numpy()[1:-1]] for each in states)
+    maxsim = [np.mean([max(one @ other for other in document) for one in query]) for document in documents]
+    assert all(0 <= score <= 1 for score in found)
+    assert_same_order(found, [(score + 1) / 2 for score in maxsim])

@@ -24,43 +24,49 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$mesh/pb/embedding/v1/embedding.proto\x12\x0c\x65mbedding.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xaf\x02\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12,\n\x0ctoken_inputs\x18\x03 \x03(\x0b\x32\x16.embedding.v1.TokenIds\x12\x17\n\ndimensions\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x16\n\tnormalize\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12,\n\ntruncation\x18\x06 \x01(\x0e\x32\x18.embedding.v1.Truncation\x12*\n\x06\x66ormat\x18\x07 \x01(\x0e\x32\x1a.embedding.v1.VectorFormat\x12+\n\ninput_type\x18\x08 \x01(\x0e\x32\x17.embedding.v1.InputTypeB\r\n\x0b_dimensionsB\x0c\n\n_normalize\"\xe0\x01\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12\x0b\n\x03\x64im\x18\x03 \x01(\r\x12\x0f\n\x07vectors\x18\x04 \x01(\x0c\x12.\n\x10readable_vectors\x18\x05 \x03(\x0b\x32\x14.embedding.v1.Vector\x12\"\n\x05usage\x18\x06 \x01(\x0b\x32\x13.embedding.v1.Usage\x12&\n\x07timings\x18\x07 \x01(\x0b\x32\x15.embedding.v1.Timings\x12\x18\n\x10truncated_inputs\x18\x08 \x03(\r\"\x18\n\x06Vector\x12\x0e\n\x06values\x18\x01 \x03(\x02\"+\n\x05Usage\x12\x0e\n\x06tokens\x18\x01 \x01(\x04\x12\x12\n\ncharacters\x18\x02 \x01(\x04\"p\n\x07Timings\x12\x10\n\x08total_us\x18\x01 \x01(\x04\x12\x17\n\x0ftokenization_us\x18\x02 \x01(\x04\x12\x10\n\x08queue_us\x18\x03 \x01(\x04\x12\x14\n\x0cinference_us\x18\x04 \x01(\x04\x12\x12\n\nbatch_size\x18\x05 \x01(\r\"A\n\x12\x45mbedStreamRequest\x12+\n\x07request\x18\x01 \x01(\x0b\x32\x1a.embedding.v1.EmbedRequest\"S\n\x13\x45mbedStreamResponse\x12-\n\x08response\x18\x01 \x01(\x0b\x32\x1b.embedding.v1.EmbedResponse\x12\r\n\x05index\x18\x02 \x01(\x04\"\r\n\x0bInfoRequest\"j\n\x0cInfoResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.embedding.v1.Model\x12$\n\x06limits\x18\x02 \x01(\x0b\x32\x14.embedding.v1.Limits\x12\x0f\n\x07version\x18\x03 \x01(\t\"\xb4\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61liases\x18\x02 \x03(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x12\n\ndimensions\x18\x05 \x01(\r\x12\x18\n\x10max_input_tokens\x18\x06 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x07 \x01(\t\x12\x11\n\tprecision\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\t\x12\x1b\n\x13\x66idelity_min_cosine\x18\n \x01(\x01\x12\x1c\n\x14\x66idelity_mean_cosine\x18\x0b \x01(\x01\x12\x1e\n\x16\x63heck_texts_per_second\x18\x0c \x01(\x01\x12\x0f\n\x07pooling\x18\r \x01(\t\x12\x1d\n\x15matryoshka_dimensions\x18\x0e \x03(\r\"~\n\x06Limits\x12\x1e\n\x16max_inputs_per_request\x18\x01 \x01(\r\x12\x1e\n\x16max_tokens_per_request\x18\x02 \x01(\r\x12\x19\n\x11max_request_bytes\x18\x03 \x01(\r\x12\x19\n\x11max_queued_tokens\x18\x04 \x01(\r*i\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x12\n\x0eTRUNCATION_END\x10\x01\x12\x14\n\x10TRUNCATION_START\x10\x02\x12\x15\n\x11TRUNCATION_REFUSE\x10\x03*`\n\x0cVectorFormat\x12\x1d\n\x19VECTOR_FORMAT_UNSPECIFIED\x10\x00\x12\x17\n\x13VECTOR_FORMAT_BYTES\x10\x01\x12\x18\n\x14VECTOR_FORMAT_FLOATS\x10\x02*V\n\tInputType\x12\x1a\n\x16INPUT_TYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10INPUT_TYPE_QUERY\x10\x01\x12\x17\n\x13INPUT_TYPE_DOCUMENT\x10\x02\x32\xeb\x01\n\x10\x45mbeddingService\x12@\n\x05\x45mbed\x12\x1a.embedding.v1.EmbedRequest\x1a\x1b.embedding.v1.EmbedResponse\x12V\n\x0b\x45mbedStream\x12 .embedding.v1.EmbedStreamRequest\x1a!.embedding.v1.EmbedStreamResponse(\x01\x30\x01\x12=\n\x04Info\x12\x19.embedding.v1.InfoRequest\x1a\x1a.embedding.v1.InfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$mesh/pb/embedding/v1/embedding.proto\x12\x0c\x65mbedding.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xc4\x02\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12,\n\x0ctoken_inputs\x18\x03 \x03(\x0b\x32\x16.embedding.v1.TokenIds\x12\x17\n\ndimensions\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x16\n\tnormalize\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12,\n\ntruncation\x18\x06 \x01(\x0e\x32\x18.embedding.v1.Truncation\x12*\n\x06\x66ormat\x18\x07 \x01(\x0e\x32\x1a.embedding.v1.VectorFormat\x12+\n\ninput_type\x18\x08 \x01(\x0e\x32\x17.embedding.v1.InputType\x12\x13\n\x0bprompt_name\x18\t \x01(\tB\r\n\x0b_dimensionsB\x0c\n\n_normalize\"\x8b\x02\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12\x0b\n\x03\x64im\x18\x03 \x01(\r\x12\x0f\n\x07vectors\x18\x04 \x01(\x0c\x12.\n\x10readable_vectors\x18\x05 \x03(\x0b\x32\x14.embedding.v1.Vector\x12\"\n\x05usage\x18\x06 \x01(\x0b\x32\x13.embedding.v1.Usage\x12&\n\x07timings\x18\x07 \x01(\x0b\x32\x15.embedding.v1.Timings\x12\x18\n\x10truncated_inputs\x18\x08 \x03(\r\x12\x13\n\x0b\x66ingerprint\x18\t \x01(\t\x12\x14\n\x0cinput_tokens\x18\n \x03(\r\"\x18\n\x06Vector\x12\x0e\n\x06values\x18\x01 \x03(\x02\"+\n\x05Usage\x12\x0e\n\x06tokens\x18\x01 \x01(\x04\x12\x12\n\ncharacters\x18\x02 \x01(\x04\"p\n\x07Timings\x12\x10\n\x08total_us\x18\x01 \x01(\x04\x12\x17\n\x0ftokenization_us\x18\x02 \x01(\x04\x12\x10\n\x08queue_us\x18\x03 \x01(\x04\x12\x14\n\x0cinference_us\x18\x04 \x01(\x04\x12\x12\n\nbatch_size\x18\x05 \x01(\r\"A\n\x12\x45mbedStreamRequest\x12+\n\x07request\x18\x01 \x01(\x0b\x32\x1a.embedding.v1.EmbedRequest\"S\n\x13\x45mbedStreamResponse\x12-\n\x08response\x18\x01 \x01(\x0b\x32\x1b.embedding.v1.EmbedResponse\x12\r\n\x05index\x18\x02 \x01(\x04\"\r\n\x0bInfoRequest\"j\n\x0cInfoResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.embedding.v1.Model\x12$\n\x06limits\x18\x02 \x01(\x0b\x32\x14.embedding.v1.Limits\x12\x0f\n\x07version\x18\x03 \x01(\t\"\xf1\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61liases\x18\x02 \x03(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x12\n\ndimensions\x18\x05 \x01(\r\x12\x18\n\x10max_input_tokens\x18\x06 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x07 \x01(\t\x12\x11\n\tprecision\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\t\x12\x1b\n\x13\x66idelity_min_cosine\x18\n \x01(\x01\x12\x1c\n\x14\x66idelity_mean_cosine\x18\x0b \x01(\x01\x12\x1e\n\x16\x63heck_texts_per_second\x18\x0c \x01(\x01\x12\x0f\n\x07pooling\x18\r \x01(\t\x12\x1d\n\x15matryoshka_dimensions\x18\x0e \x03(\r\x12&\n\x07profile\x18\x0f \x01(\x0b\x32\x15.embedding.v1.Profile\x12\x13\n\x0b\x66ingerprint\x18\x14 \x01(\t\"\xa9\x01\n\x07Profile\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x33\n\x07prompts\x18\x02 \x03(\x0b\x32\".embedding.v1.Profile.PromptsEntry\x12\x16\n\x0e\x64\x65\x66\x61ult_prompt\x18\x03 \x01(\t\x12\x11\n\tnormalize\x18\x04 \x01(\x08\x1a.\n\x0cPromptsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"~\n\x06Limits\x12\x1e\n\x16max_inputs_per_request\x18\x01 \x01(\r\x12\x1e\n\x16max_tokens_per_request\x18\x02 \x01(\r\x12\x19\n\x11max_request_bytes\x18\x03 \x01(\r\x12\x19\n\x11max_queued_tokens\x18\x04 \x01(\r*i\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x12\n\x0eTRUNCATION_END\x10\x01\x12\x14\n\x10TRUNCATION_START\x10\x02\x12\x15\n\x11TRUNCATION_REFUSE\x10\x03*`\n\x0cVectorFormat\x12\x1d\n\x19VECTOR_FORMAT_UNSPECIFIED\x10\x00\x12\x17\n\x13VECTOR_FORMAT_BYTES\x10\x01\x12\x18\n\x14VECTOR_FORMAT_FLOATS\x10\x02*\xab\x01\n\tInputType\x12\x1a\n\x16INPUT_TYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10INPUT_TYPE_QUERY\x10\x01\x12\x17\n\x13INPUT_TYPE_DOCUMENT\x10\x02\x12\x1d\n\x19INPUT_TYPE_CLASSIFICATION\x10\x03\x12\x19\n\x15INPUT_TYPE_CLUSTERING\x10\x04\x12\x19\n\x15INPUT_TYPE_SIMILARITY\x10\x05\x32\xeb\x01\n\x10\x45mbeddingService\x12@\n\x05\x45mbed\x12\x1a.embedding.v1.EmbedRequest\x1a\x1b.embedding.v1.EmbedResponse\x12V\n\x0b\x45mbedStream\x12 .embedding.v1.EmbedStreamRequest\x1a!.embedding.v1.EmbedStreamResponse(\x01\x30\x01\x12=\n\x04Info\x12\x19.embedding.v1.InfoRequest\x1a\x1a.embedding.v1.InfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mesh.pb.embedding.v1.embedding_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRUNCATION']._serialized_start=1511
-  _globals['_TRUNCATION']._serialized_end=1616
-  _globals['_VECTORFORMAT']._serialized_start=1618
-  _globals['_VECTORFORMAT']._serialized_end=1714
-  _globals['_INPUTTYPE']._serialized_start=1716
-  _globals['_INPUTTYPE']._serialized_end=1802
+  _globals['_PROFILE_PROMPTSENTRY']._loaded_options = None
+  _globals['_PROFILE_PROMPTSENTRY']._serialized_options = b'8\001'
+  _globals['_TRUNCATION']._serialized_start=1808
+  _globals['_TRUNCATION']._serialized_end=1913
+  _globals['_VECTORFORMAT']._serialized_start=1915
+  _globals['_VECTORFORMAT']._serialized_end=2011
+  _globals['_INPUTTYPE']._serialized_start=2014
+  _globals['_INPUTTYPE']._serialized_end=2185
   _globals['_TOKENIDS']._serialized_start=54
   _globals['_TOKENIDS']._serialized_end=77
   _globals['_EMBEDREQUEST']._serialized_start=80
-  _globals['_EMBEDREQUEST']._serialized_end=383
-  _globals['_EMBEDRESPONSE']._serialized_start=386
-  _globals['_EMBEDRESPONSE']._serialized_end=610
-  _globals['_VECTOR']._serialized_start=612
-  _globals['_VECTOR']._serialized_end=636
-  _globals['_USAGE']._serialized_start=638
-  _globals['_USAGE']._serialized_end=681
-  _globals['_TIMINGS']._serialized_start=683
-  _globals['_TIMINGS']._serialized_end=795
-  _globals['_EMBEDSTREAMREQUEST']._serialized_start=797
-  _globals['_EMBEDSTREAMREQUEST']._serialized_end=862
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=864
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=947
-  _globals['_INFOREQUEST']._serialized_start=949
-  _globals['_INFOREQUEST']._serialized_end=962
-  _globals['_INFORESPONSE']._serialized_start=964
-  _globals['_INFORESPONSE']._serialized_end=1070
-  _globals['_MODEL']._serialized_start=1073
-  _globals['_MODEL']._serialized_end=1381
-  _globals['_LIMITS']._serialized_start=1383
-  _globals['_LIMITS']._serialized_end=1509
-  _globals['_EMBEDDINGSERVICE']._serialized_start=1805
-  _globals['_EMBEDDINGSERVICE']._serialized_end=2040
+  _globals['_EMBEDREQUEST']._serialized_end=404
+  _globals['_EMBEDRESPONSE']._serialized_start=407
+  _globals['_EMBEDRESPONSE']._serialized_end=674
+  _globals['_VECTOR']._serialized_start=676
+  _globals['_VECTOR']._serialized_end=700
+  _globals['_USAGE']._serialized_start=702
+  _globals['_USAGE']._serialized_end=745
+  _globals['_TIMINGS']._serialized_start=747
+  _globals['_TIMINGS']._serialized_end=859
+  _globals['_EMBEDSTREAMREQUEST']._serialized_start=861
+  _globals['_EMBEDSTREAMREQUEST']._serialized_end=926
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=928
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=1011
+  _globals['_INFOREQUEST']._serialized_start=1013
+  _globals['_INFOREQUEST']._serialized_end=1026
+  _globals['_INFORESPONSE']._serialized_start=1028
+  _globals['_INFORESPONSE']._serialized_end=1134
+  _globals['_MODEL']._serialized_start=1137
+  _globals['_MODEL']._serialized_end=1506
+  _globals['_PROFILE']._serialized_start=1509
+  _globals['_PROFILE']._serialized_end=1678
+  _globals['_PROFILE_PROMPTSENTRY']._serialized_start=1632
+  _globals['_PROFILE_PROMPTSENTRY']._serialized_end=1678
+  _globals['_LIMITS']._serialized_start=1680
+  _globals['_LIMITS']._serialized_end=1806
+  _globals['_EMBEDDINGSERVICE']._serialized_start=2188
+  _globals['_EMBEDDINGSERVICE']._serialized_end=2423
 # @@protoc_insertion_point(module_scope)

@@ -25,6 +25,9 @@ class InputType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     INPUT_TYPE_UNSPECIFIED: _ClassVar[InputType]
     INPUT_TYPE_QUERY: _ClassVar[InputType]
     INPUT_TYPE_DOCUMENT: _ClassVar[InputType]
+    INPUT_TYPE_CLASSIFICATION: _ClassVar[InputType]
+    INPUT_TYPE_CLUSTERING: _ClassVar[InputType]
+    INPUT_TYPE_SIMILARITY: _ClassVar[InputType]
 TRUNCATION_UNSPECIFIED: Truncation
 TRUNCATION_END: Truncation
 TRUNCATION_START: Truncation
@@ -35,6 +38,9 @@ VECTOR_FORMAT_FLOATS: VectorFormat
 INPUT_TYPE_UNSPECIFIED: InputType
 INPUT_TYPE_QUERY: InputType
 INPUT_TYPE_DOCUMENT: InputType
+INPUT_TYPE_CLASSIFICATION: InputType
+INPUT_TYPE_CLUSTERING: InputType
+INPUT_TYPE_SIMILARITY: InputType
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -43,7 +49,7 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class EmbedRequest(_message.Message):
-    __slots__ = ("model", "texts", "token_inputs", "dimensions", "normalize", "truncation", "format", "input_type")
+    __slots__ = ("model", "texts", "token_inputs", "dimensions", "normalize", "truncation", "format", "input_type", "prompt_name")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_INPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +58,7 @@ class EmbedRequest(_message.Message):
     TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     INPUT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_NAME_FIELD_NUMBER: _ClassVar[int]
     model: str
     texts: _containers.RepeatedScalarFieldContainer[str]
     token_inputs: _containers.RepeatedCompositeFieldContainer[TokenIds]
@@ -60,10 +67,11 @@ class EmbedRequest(_message.Message):
     truncation: Truncation
     format: VectorFormat
     input_type: InputType
-    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., token_inputs: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ..., dimensions: _Optional[int] = ..., normalize: _Optional[bool] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., format: _Optional[_Union[VectorFormat, str]] = ..., input_type: _Optional[_Union[InputType, str]] = ...) -> None: ...
+    prompt_name: str
+    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., token_inputs: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ..., dimensions: _Optional[int] = ..., normalize: _Optional[bool] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., format: _Optional[_Union[VectorFormat, str]] = ..., input_type: _Optional[_Union[InputType, str]] = ..., prompt_name: _Optional[str] = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
-    __slots__ = ("model", "rows", "dim", "vectors", "readable_vectors", "usage", "timings", "truncated_inputs")
+    __slots__ = ("model", "rows", "dim", "vectors", "readable_vectors", "usage", "timings", "truncated_inputs", "fingerprint", "input_tokens")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     DIM_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +80,8 @@ class EmbedResponse(_message.Message):
     USAGE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     TRUNCATED_INPUTS_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     model: str
     rows: int
     dim: int
@@ -80,7 +90,9 @@ class EmbedResponse(_message.Message):
     usage: Usage
     timings: Timings
     truncated_inputs: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, model: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., vectors: _Optional[bytes] = ..., readable_vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., truncated_inputs: _Optional[_Iterable[int]] = ...) -> None: ...
+    fingerprint: str
+    input_tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., vectors: _Optional[bytes] = ..., readable_vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., truncated_inputs: _Optional[_Iterable[int]] = ..., fingerprint: _Optional[str] = ..., input_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Vector(_message.Message):
     __slots__ = ("values",)
@@ -139,7 +151,7 @@ class InfoResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "aliases", "revision", "source", "dimensions", "max_input_tokens", "engine", "precision", "device", "fidelity_min_cosine", "fidelity_mean_cosine", "check_texts_per_second", "pooling", "matryoshka_dimensions")
+    __slots__ = ("name", "aliases", "revision", "source", "dimensions", "max_input_tokens", "engine", "precision", "device", "fidelity_min_cosine", "fidelity_mean_cosine", "check_texts_per_second", "pooling", "matryoshka_dimensions", "profile", "fingerprint")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +166,8 @@ class Model(_message.Message):
     CHECK_TEXTS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     POOLING_FIELD_NUMBER: _ClassVar[int]
     MATRYOSHKA_DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     name: str
     aliases: _containers.RepeatedScalarFieldContainer[str]
     revision: str
@@ -168,7 +182,28 @@ class Model(_message.Message):
     check_texts_per_second: float
     pooling: str
     matryoshka_dimensions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., revision: _Optional[str] = ..., source: _Optional[str] = ..., dimensions: _Optional[int] = ..., max_input_tokens: _Optional[int] = ..., engine: _Optional[str] = ..., precision: _Optional[str] = ..., device: _Optional[str] = ..., fidelity_min_cosine: _Optional[float] = ..., fidelity_mean_cosine: _Optional[float] = ..., check_texts_per_second: _Optional[float] = ..., pooling: _Optional[str] = ..., matryoshka_dimensions: _Optional[_Iterable[int]] = ...) -> None: ...
+    profile: Profile
+    fingerprint: str
+    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., revision: _Optional[str] = ..., source: _Optional[str] = ..., dimensions: _Optional[int] = ..., max_input_tokens: _Optional[int] = ..., engine: _Optional[str] = ..., precision: _Optional[str] = ..., device: _Optional[str] = ..., fidelity_min_cosine: _Optional[float] = ..., fidelity_mean_cosine: _Optional[float] = ..., check_texts_per_second: _Optional[float] = ..., pooling: _Optional[str] = ..., matryoshka_dimensions: _Optional[_Iterable[int]] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ..., fingerprint: _Optional[str] = ...) -> None: ...
+
+class Profile(_message.Message):
+    __slots__ = ("source", "prompts", "default_prompt", "normalize")
+    class PromptsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZE_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    prompts: _containers.ScalarMap[str, str]
+    default_prompt: str
+    normalize: bool
+    def __init__(self, source: _Optional[str] = ..., prompts: _Optional[_Mapping[str, str]] = ..., default_prompt: _Optional[str] = ..., normalize: _Optional[bool] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_inputs_per_request", "max_tokens_per_request", "max_request_bytes", "max_queued_tokens")

@@ -68,7 +68,8 @@ class EmbeddingServiceServicer:
         """Embeds all inputs of one request, in their order. Idempotent.
 
         INVALID_ARGUMENT: no input, an empty text, both kinds of input at once, an unknown token id, `dimensions` the model
-        cannot give, an input longer than the model reads with TRUNCATION_REFUSE.
+        cannot give, an input longer than the model reads with TRUNCATION_REFUSE, an unknown input type or prompt, token
+        ids of a type that the model has a prompt for.
         NOT_FOUND: the model is not served here. OUT_OF_RANGE: more inputs or tokens than InfoResponse.limits allow.
         RESOURCE_EXHAUSTED: the queue is full (RetryInfo says when to come back), or reason GPU_OOM.
         UNAVAILABLE: warming up or draining.

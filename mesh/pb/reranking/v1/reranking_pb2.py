@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$mesh/pb/reranking/v1/reranking.proto\x12\x0creranking.v1\"\xc4\x01\n\rRerankRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05query\x18\x02 \x01(\t\x12\x11\n\tdocuments\x18\x03 \x03(\t\x12$\n\x17max_tokens_per_document\x18\x04 \x01(\rH\x00\x88\x01\x01\x12,\n\ntruncation\x18\x05 \x01(\x0e\x32\x18.reranking.v1.Truncation\x12\x12\n\nraw_scores\x18\x06 \x01(\x08\x42\x1a\n\x18_max_tokens_per_document\"\x98\x01\n\x0eRerankResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06scores\x18\x02 \x03(\x02\x12\"\n\x05usage\x18\x03 \x01(\x0b\x32\x13.reranking.v1.Usage\x12&\n\x07timings\x18\x04 \x01(\x0b\x32\x15.reranking.v1.Timings\x12\x1b\n\x13truncated_documents\x18\x05 \x03(\r\"+\n\x05Usage\x12\x0e\n\x06tokens\x18\x01 \x01(\x04\x12\x12\n\ncharacters\x18\x02 \x01(\x04\"p\n\x07Timings\x12\x10\n\x08total_us\x18\x01 \x01(\x04\x12\x17\n\x0ftokenization_us\x18\x02 \x01(\x04\x12\x10\n\x08queue_us\x18\x03 \x01(\x04\x12\x14\n\x0cinference_us\x18\x04 \x01(\x04\x12\x12\n\nbatch_size\x18\x05 \x01(\r\"\r\n\x0bInfoRequest\"j\n\x0cInfoResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.reranking.v1.Model\x12$\n\x06limits\x18\x02 \x01(\x0b\x32\x14.reranking.v1.Limits\x12\x0f\n\x07version\x18\x03 \x01(\t\"\x84\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61liases\x18\x02 \x03(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x0e\n\x06method\x18\x05 \x01(\t\x12\x18\n\x10max_input_tokens\x18\x06 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x07 \x01(\t\x12\x11\n\tprecision\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\t\x12\x1b\n\x13\x66idelity_min_cosine\x18\n \x01(\x01\x12\x1c\n\x14\x66idelity_mean_cosine\x18\x0b \x01(\x01\x12\"\n\x1a\x63heck_documents_per_second\x18\x0c \x01(\x01\"\x81\x01\n\x06Limits\x12!\n\x19max_documents_per_request\x18\x01 \x01(\r\x12\x1e\n\x16max_tokens_per_request\x18\x02 \x01(\r\x12\x19\n\x11max_request_bytes\x18\x03 \x01(\r\x12\x19\n\x11max_queued_tokens\x18\x04 \x01(\r*i\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x12\n\x0eTRUNCATION_END\x10\x01\x12\x14\n\x10TRUNCATION_START\x10\x02\x12\x15\n\x11TRUNCATION_REFUSE\x10\x03\x32\x96\x01\n\x10RerankingService\x12\x43\n\x06Rerank\x12\x1b.reranking.v1.RerankRequest\x1a\x1c.reranking.v1.RerankResponse\x12=\n\x04Info\x12\x19.reranking.v1.InfoRequest\x1a\x1a.reranking.v1.InfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$mesh/pb/reranking/v1/reranking.proto\x12\x0creranking.v1\"\xc4\x01\n\rRerankRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05query\x18\x02 \x01(\t\x12\x11\n\tdocuments\x18\x03 \x03(\t\x12$\n\x17max_tokens_per_document\x18\x04 \x01(\rH\x00\x88\x01\x01\x12,\n\ntruncation\x18\x05 \x01(\x0e\x32\x18.reranking.v1.Truncation\x12\x12\n\nraw_scores\x18\x06 \x01(\x08\x42\x1a\n\x18_max_tokens_per_document\"\x98\x01\n\x0eRerankResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06scores\x18\x02 \x03(\x02\x12\"\n\x05usage\x18\x03 \x01(\x0b\x32\x13.reranking.v1.Usage\x12&\n\x07timings\x18\x04 \x01(\x0b\x32\x15.reranking.v1.Timings\x12\x1b\n\x13truncated_documents\x18\x05 \x03(\r\"+\n\x05Usage\x12\x0e\n\x06tokens\x18\x01 \x01(\x04\x12\x12\n\ncharacters\x18\x02 \x01(\x04\"p\n\x07Timings\x12\x10\n\x08total_us\x18\x01 \x01(\x04\x12\x17\n\x0ftokenization_us\x18\x02 \x01(\x04\x12\x10\n\x08queue_us\x18\x03 \x01(\x04\x12\x14\n\x0cinference_us\x18\x04 \x01(\x04\x12\x12\n\nbatch_size\x18\x05 \x01(\r\"\r\n\x0bInfoRequest\"j\n\x0cInfoResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.reranking.v1.Model\x12$\n\x06limits\x18\x02 \x01(\x0b\x32\x14.reranking.v1.Limits\x12\x0f\n\x07version\x18\x03 \x01(\t\"\xaa\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61liases\x18\x02 \x03(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x0e\n\x06method\x18\x05 \x01(\t\x12\x18\n\x10max_input_tokens\x18\x06 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x07 \x01(\t\x12\x11\n\tprecision\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\t\x12\x1b\n\x13\x66idelity_min_cosine\x18\n \x01(\x01\x12\x1c\n\x14\x66idelity_mean_cosine\x18\x0b \x01(\x01\x12\"\n\x1a\x63heck_documents_per_second\x18\x0c \x01(\x01\x12\x0f\n\x07profile\x18\r \x01(\t\x12\x13\n\x0binstruction\x18\x0e \x01(\t\"\x81\x01\n\x06Limits\x12!\n\x19max_documents_per_request\x18\x01 \x01(\r\x12\x1e\n\x16max_tokens_per_request\x18\x02 \x01(\r\x12\x19\n\x11max_request_bytes\x18\x03 \x01(\r\x12\x19\n\x11max_queued_tokens\x18\x04 \x01(\r*i\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x12\n\x0eTRUNCATION_END\x10\x01\x12\x14\n\x10TRUNCATION_START\x10\x02\x12\x15\n\x11TRUNCATION_REFUSE\x10\x03\x32\x96\x01\n\x10RerankingService\x12\x43\n\x06Rerank\x12\x1b.reranking.v1.RerankRequest\x1a\x1c.reranking.v1.RerankResponse\x12=\n\x04Info\x12\x19.reranking.v1.InfoRequest\x1a\x1a.reranking.v1.InfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mesh.pb.reranking.v1.reranking_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRUNCATION']._serialized_start=1085
-  _globals['_TRUNCATION']._serialized_end=1190
+  _globals['_TRUNCATION']._serialized_start=1123
+  _globals['_TRUNCATION']._serialized_end=1228
   _globals['_RERANKREQUEST']._serialized_start=55
   _globals['_RERANKREQUEST']._serialized_end=251
   _globals['_RERANKRESPONSE']._serialized_start=254
@@ -46,9 +46,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INFORESPONSE']._serialized_start=582
   _globals['_INFORESPONSE']._serialized_end=688
   _globals['_MODEL']._serialized_start=691
-  _globals['_MODEL']._serialized_end=951
-  _globals['_LIMITS']._serialized_start=954
-  _globals['_LIMITS']._serialized_end=1083
-  _globals['_RERANKINGSERVICE']._serialized_start=1193
-  _globals['_RERANKINGSERVICE']._serialized_end=1343
+  _globals['_MODEL']._serialized_end=989
+  _globals['_LIMITS']._serialized_start=992
+  _globals['_LIMITS']._serialized_end=1121
+  _globals['_RERANKINGSERVICE']._serialized_start=1231
+  _globals['_RERANKINGSERVICE']._serialized_end=1381
 # @@protoc_insertion_point(module_scope)

@@ -85,7 +85,7 @@ class InfoResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "aliases", "revision", "source", "method", "max_input_tokens", "engine", "precision", "device", "fidelity_min_cosine", "fidelity_mean_cosine", "check_documents_per_second")
+    __slots__ = ("name", "aliases", "revision", "source", "method", "max_input_tokens", "engine", "precision", "device", "fidelity_min_cosine", "fidelity_mean_cosine", "check_documents_per_second", "profile", "instruction")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +98,8 @@ class Model(_message.Message):
     FIDELITY_MIN_COSINE_FIELD_NUMBER: _ClassVar[int]
     FIDELITY_MEAN_COSINE_FIELD_NUMBER: _ClassVar[int]
     CHECK_DOCUMENTS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
     name: str
     aliases: _containers.RepeatedScalarFieldContainer[str]
     revision: str
@@ -110,7 +112,9 @@ class Model(_message.Message):
     fidelity_min_cosine: float
     fidelity_mean_cosine: float
     check_documents_per_second: float
-    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., revision: _Optional[str] = ..., source: _Optional[str] = ..., method: _Optional[str] = ..., max_input_tokens: _Optional[int] = ..., engine: _Optional[str] = ..., precision: _Optional[str] = ..., device: _Optional[str] = ..., fidelity_min_cosine: _Optional[float] = ..., fidelity_mean_cosine: _Optional[float] = ..., check_documents_per_second: _Optional[float] = ...) -> None: ...
+    profile: str
+    instruction: str
+    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., revision: _Optional[str] = ..., source: _Optional[str] = ..., method: _Optional[str] = ..., max_input_tokens: _Optional[int] = ..., engine: _Optional[str] = ..., precision: _Optional[str] = ..., device: _Optional[str] = ..., fidelity_min_cosine: _Optional[float] = ..., fidelity_mean_cosine: _Optional[float] = ..., check_documents_per_second: _Optional[float] = ..., profile: _Optional[str] = ..., instruction: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_documents_per_request", "max_tokens_per_request", "max_request_bytes", "max_queued_tokens")
