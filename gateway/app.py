@@ -25,6 +25,7 @@ from gateway.routes.chunk import ChunkRoute
 from gateway.routes.completions import CompletionRoute
 from gateway.routes.embeddings import EmbeddingsRoute
 from gateway.routes.gpu import GpuRoutes
+from gateway.routes.messages import MessagesRoute
 from gateway.routes.models import ModelRoutes
 from gateway.routes.operations import OperationsRoutes
 from gateway.routes.pages import PageRoutes
@@ -34,6 +35,7 @@ from gateway.settings import GatewaySettings
 from gateway.status import StatusReport
 from gateway.vector_cache.building import with_vector_cache
 from gateway.vocabulary import PUBLISHED, OpenAIVocabulary
+from gateway.writers import Writers
 from gateway.writing import Scribe
 from mesh.clients.chunking import AsyncChunkingServiceClient
 from mesh.clients.embedding import AsyncEmbeddingServiceClient
@@ -48,6 +50,7 @@ def dial(settings: GatewaySettings) -> Peers:
     """The workers' clients, each on a hop of its own: one breaker, limiter and probe per capability."""
     services = settings.services
     timeouts = settings.timeouts
+    llm = services.llm
 
     def hop(seconds: float, slow_call_seconds: float | None) -> HopSettings:
         breaker = settings.breaker
@@ -62,6 +65,13 @@ def dial(settings: GatewaySettings) -> Peers:
             window_seconds=breaker.window_seconds,
         )
 
+    def writer(url: str, slow_call_seconds: float | None, name: str = "") -> AsyncLLMServiceClient:
+        return AsyncLLMServiceClient(url, hop=hop(timeouts.llm_seconds, slow_call_seconds), name=name)
+
+    writers = {
+        name: writer(model.url, model.slow_call_seconds or llm.slow_call_seconds, writer_name(name))
+        for name, model in llm.models.items()
+    }
     return Peers(
         embedder=AsyncEmbeddingServiceClient(
             services.embedding.url, hop=hop(timeouts.embedding_seconds, services.embedding.slow_call_seconds)
@@ -73,8 +83,14 @@ def dial(settings: GatewaySettings) -> Peers:
             services.chunking_url, hop=hop(timeouts.chunking_seconds, services.chunking_slow_call_seconds)
         ),
         gpu=AsyncGPUServiceClient(services.gpu.url, hop=hop(timeouts.gpu_seconds, services.gpu.slow_call_seconds)),
-        writer=AsyncLLMServiceClient(services.llm.url, hop=hop(timeouts.llm_seconds, services.llm.slow_call_seconds)),
+        writer=writer(llm.url, llm.slow_call_seconds) if llm.url else next(iter(writers.values())),
+        writers=writers,
     )
+
+
+def writer_name(model: str) -> str:
+    """What the hop to a model's own worker is called, in metrics and on the status page."""
+    return f"llm:{model}"
 
 
 def create_app(
@@ -140,7 +156,7 @@ def _mount(
     catalogue = Catalogue(peers, aliases=settings.models.aliases, info_seconds=settings.timeouts.info_seconds)
     vocabulary = OpenAIVocabulary(PUBLISHED[settings.vocabulary.name], _vocabulary_folder(settings))
     ranker = Ranker(peers.reranker, catalogue, settings)
-    scribe = Scribe(peers.writer, catalogue, settings)
+    scribe = Scribe(Writers(peers, info_seconds=settings.timeouts.info_seconds), catalogue, settings)
     report = StatusReport(
         peers,
         lifecycle,
@@ -154,6 +170,7 @@ def _mount(
     RerankRoutes(ranker).mount(api)
     TeiRoutes(peers.embedder, ranker, settings).mount(api)
     CompletionRoute(scribe, vocabulary).mount(api)
+    MessagesRoute(scribe).mount(api)
     ChunkRoute(peers.chunker, catalogue, settings).mount(api)
     OperationsRoutes(lifecycle, report).mount(api)
     ModelRoutes(catalogue, created=lifecycle.started_unix_seconds).mount(api)
@@ -178,7 +195,8 @@ def _targets(settings: GatewaySettings) -> dict[str, str]:
         "reranking": services.reranking.url,
         "chunking": services.chunking_url,
         "gpu": services.gpu.url,
-        "llm": services.llm.url,
+        **({"llm": services.llm.url} if services.llm.url else {}),
+        **{writer_name(name): model.url for name, model in services.llm.models.items()},
     }
 
 

@@ -106,5 +106,21 @@ class _Ask:
         return tuple(ServedModel(chunker.name, chunker.aliases, Capability.CHUNKING) for chunker in info.chunkers)
 
     async def chat(self, deadline: Deadline) -> tuple[ServedModel, ...]:
-        info = await self._peers.writer.info(deadline=deadline)
-        return tuple(ServedModel(model.name, model.aliases, Capability.CHAT) for model in info.models)
+        """Of all writers that answer, each by the names it has and the one it has in the settings."""
+        given = {id(writer): name for name, writer in self._peers.writers.items()}
+        writers = self._peers.all_writers()
+        told = await asyncio.gather(*(writer.info(deadline=deadline) for writer in writers), return_exceptions=True)
+        if len(told) == 1 and isinstance(told[0], MeshError):
+            raise told[0]
+        models = []
+        for writer, info in zip(writers, told, strict=True):
+            if isinstance(info, MeshError):
+                continue
+            if isinstance(info, BaseException):
+                raise info
+            further = (given[id(writer)],) if id(writer) in given else ()
+            models += [
+                ServedModel(model.name, tuple(dict.fromkeys((*model.aliases, *further))), Capability.CHAT)
+                for model in info.models
+            ]
+        return tuple(models)

@@ -13,12 +13,15 @@ class Dialect(Enum):
     JINA = "jina"
     """Jina's and Cohere v1's ``/v1/rerank``: one path, answers that both clients read."""
     TEI = "tei"
+    ANTHROPIC = "anthropic"
     OURS = "ours"
 
 
 _BY_PATH = {
     "/v1/rerank": Dialect.JINA,
     "/v2/rerank": Dialect.COHERE,
+    "/v1/messages": Dialect.ANTHROPIC,
+    "/v1/messages/count_tokens": Dialect.ANTHROPIC,
     "/embed": Dialect.TEI,
     "/rerank": Dialect.TEI,
     "/info": Dialect.TEI,
@@ -45,4 +48,4 @@ def dialect_of(path: str) -> Dialect:
 
 def generates(path: str) -> bool:
     """Whether a repeated request to this path would write a new text: such answers are not retried blindly."""
-    return path in {"/v1/chat/completions", "/v1/completions"}
+    return path in {"/v1/chat/completions", "/v1/completions", "/v1/messages"}

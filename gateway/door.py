@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
-
 from starlette.types import Scope
 
 from gateway.admission import ALWAYS, Places
@@ -13,7 +11,7 @@ from gateway.journal import Journal
 from gateway.lifecycle import Lifecycle
 from gateway.loop import LoopDelay
 from gateway.middleware import UnreadLimits
-from gateway.problems import problem
+from gateway.problems import phrase_of, problem
 from gateway.settings import GatewaySettings
 from mesh.context import current_call
 from mesh.errors import MeshError
@@ -66,7 +64,7 @@ class Door:
         shown = problem(error, dialect=exchange.dialect, call=exchange.call, path=exchange.path)
         body = shown.body
         lines = [
-            f"HTTP/1.1 {shown.status} {HTTPStatus(shown.status).phrase}",
+            f"HTTP/1.1 {shown.status} {phrase_of(shown.status)}",
             *(f"{name}: {value}" for name, value in shown.headers),
             f"content-length: {len(body)}",
             f"x-request-id: {exchange.call.request_id}",

@@ -1,4 +1,4 @@
-"""What OpenAI's two ways to ask for text have in common: sampling, and the parameters that are not answered for yet.
+"""What OpenAI's two ways to ask for text have in common: sampling, and the parameters that are not answered for.
 
 A parameter that would change the answer is refused by name, never ignored; one that changes nothing is accepted.
 """
@@ -11,14 +11,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from gateway.bodies import ModelName, Texts, VendorBody
-from mesh.clients.llm import LLMTimings, LLMUsage, Sampling
 from mesh.errors import InvalidRequest
-
-_MAX_STOPS = 4
-_MAX_STOP_CHARACTERS = 256
+from mesh.generation import MAX_CHOICES, Sampling, Timings, Usage
+from mesh.generation.bounds import MAX_STOP_CHARACTERS, MAX_STOPS, MAX_TOP_K
 
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class StreamOptions(BaseModel):
@@ -28,7 +27,7 @@ class StreamOptions(BaseModel):
 
 
 class GenerationBody(VendorBody):
-    """The fields that chat and completion requests share."""
+    """The fields that chat and completion requests share; the last three are vLLM's, which its clients send too."""
 
     model: ModelName = Field("", description="a served model or an alias; left out, the default one")
     stream: bool | None = Field(None, description="true or false")
@@ -44,9 +43,15 @@ class GenerationBody(VendorBody):
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = Field(None, description="a whole number")
     presence_penalty: Penalty | None = Field(None, description="a number from -2 to 2")
     frequency_penalty: Penalty | None = Field(None, description="a number from -2 to 2")
-    n: Annotated[int, Field(ge=1)] | None = Field(None, description="1")
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(
+        None, description=f"a whole number from 1 to {MAX_CHOICES}"
+    )
     logit_bias: Any = None
-    logprobs: Any = None
+    top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)] | None = Field(None, description="a whole number from 1")
+    min_p: Share | None = Field(None, description="a number from 0 to 1")
+    repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None = Field(
+        None, description="a number above 0, up to 2"
+    )
 
     @property
     def wants_usage(self) -> bool:
@@ -54,7 +59,7 @@ class GenerationBody(VendorBody):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-def sampling_of(body: GenerationBody, max_tokens: int | None) -> Sampling:
+def sampling_of(body: GenerationBody, max_tokens: int | None, top_logprobs: int | None) -> Sampling:
     """The request's sampling.
 
     Raises:
@@ -68,49 +73,65 @@ def sampling_of(body: GenerationBody, max_tokens: int | None) -> Sampling:
         seed=body.seed,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        n=body.n,
+        top_logprobs=top_logprobs,
     )
 
 
 def _stops(given: str | list[str] | None) -> tuple[str, ...]:
     stops = (given,) if isinstance(given, str) else tuple(given or ())
-    if len(stops) > _MAX_STOPS or not all(1 <= len(stop) <= _MAX_STOP_CHARACTERS for stop in stops):
+    if len(stops) > MAX_STOPS or not all(1 <= len(stop) <= MAX_STOP_CHARACTERS for stop in stops):
         raise InvalidRequest(
-            f"stop takes at most {_MAX_STOPS} texts of 1 to {_MAX_STOP_CHARACTERS} characters each.", param="stop"
+            f"stop takes at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters each.", param="stop"
         )
     return stops
 
 
 Harmless = Mapping[str, tuple[Any, ...]]
-"""Parameters that are not answered for, each with the values that ask for nothing."""
+"""Parameters that are not answered for, each with the values that ask for nothing.
 
-SHARED_HARMLESS: Harmless = {"n": (None, 1), "logit_bias": (None, {})}
+One of them is logit_bias: it names tokens by the ids of a vocabulary that no other model has.
+"""
 
 
-def refuse_unsupported(body: GenerationBody, harmless: Harmless) -> None:
+def refuse_unsupported(body: VendorBody, harmless: Harmless) -> None:
     """Refuse a parameter that asks for what is not done here.
 
     Raises:
         InvalidRequest: with the reason UNSUPPORTED_PARAMETER, naming it.
     """
-    for name, values in {**SHARED_HARMLESS, **harmless}.items():
+    for name, values in harmless.items():
         given = getattr(body, name)
-        # 0 == False in Python, and logprobs=0 is not logprobs=false in OpenAI's completions: types count.
+        # 0 == False in Python, and a number is not a switch: types count.
         if not any(type(given) is type(value) and given == value for value in values):
-            raise InvalidRequest(
-                f"The parameter {name} is not supported here; leave it out.", param=name, reason="UNSUPPORTED_PARAMETER"
-            )
+            raise unsupported(f"The parameter {name} is not supported here; leave it out.", name)
 
 
-def usage_document(usage: LLMUsage) -> dict[str, Any]:
-    """OpenAI's usage object."""
-    return {
+def unsupported(message: str, param: str) -> InvalidRequest:
+    """The refusal of something that a vendor's API has, and that is not done here."""
+    return InvalidRequest(message, param=param, reason="UNSUPPORTED_PARAMETER")
+
+
+def usage_document(usage: Usage | None) -> dict[str, Any] | None:
+    """OpenAI's usage object; null where the engine did not count."""
+    if usage is None:
+        return None
+    document: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }
+    if usage.cached_prompt_tokens is not None:
+        document["prompt_tokens_details"] = {"cached_tokens": usage.cached_prompt_tokens}
+    if usage.reasoning_tokens is not None:
+        document["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return document
 
 
-def llm_timings_ms(timings: LLMTimings) -> dict[str, float]:
+def llm_timings_ms(timings: Timings) -> dict[str, float]:
     """A worker's timings as ``Server-Timing`` shows them."""
     return {
         "worker": timings.total_us / 1000,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, AsyncIterator, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from mesh.clients.chunking import ChunkEvent, ChunkingInfo, ChunkOptions
 from mesh.clients.embedding import EmbeddingInfo, Embeddings, EmbedInputs, EmbedOptions
 from mesh.clients.gpu import GpuInfo, GpuStatus
-from mesh.clients.llm import Completion, GenerateEvent, Generation, LLMInfo
+from mesh.clients.llm import LLMInfo
 from mesh.clients.reranking import RerankingInfo, RerankOptions, Scores
 from mesh.context import Priority
 from mesh.deadline import Deadline
+from mesh.generation import Answer, Event, Generation, TokenCount
 from mesh.hop import HopStatus
 
 
@@ -106,11 +107,14 @@ class GpuReader(Peer, Protocol):
 class Writer(Peer, Protocol):
     """Writes text."""
 
-    def generate(self, request: Generation, *, deadline: Deadline | None = None) -> AsyncIterator[GenerateEvent]:
+    def generate(self, request: Generation, *, deadline: Deadline | None = None) -> AsyncIterator[Event]:
         """A header, pieces, and a finish."""
 
-    async def complete(self, request: Generation, *, deadline: Deadline | None = None) -> Completion:
-        """The whole text."""
+    async def complete(self, request: Generation, *, deadline: Deadline | None = None) -> Answer:
+        """The whole answer."""
+
+    async def count_tokens(self, request: Generation, *, deadline: Deadline | None = None) -> TokenCount:
+        """What the request's prompt takes of the context."""
 
     async def info(self, *, deadline: Deadline | None = None) -> LLMInfo:
         """What is served."""
@@ -118,17 +122,27 @@ class Writer(Peer, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """One peer per capability."""
+    """One peer per capability.
+
+    Attributes:
+        writer: who writes where nobody in particular is asked for.
+        writers: who writes as one model, by its name; ``writer`` may be one of them.
+    """
 
     embedder: Embedder
     reranker: Reranker
     chunker: Chunker
     gpu: GpuReader
     writer: Writer
+    writers: Mapping[str, Writer] = field(default_factory=dict)
 
     def all(self) -> tuple[Peer, ...]:
-        """Each of them."""
-        return (self.embedder, self.reranker, self.chunker, self.gpu, self.writer)
+        """Each of them, once."""
+        return (self.embedder, self.reranker, self.chunker, self.gpu, *self.all_writers())
+
+    def all_writers(self) -> tuple[Writer, ...]:
+        """Each writer once, the one for everybody first."""
+        return (self.writer, *(each for each in self.writers.values() if each is not self.writer))
 
     def start(self) -> None:
         """Connect to all of them. One that is down does not matter: the hops come back by themselves."""

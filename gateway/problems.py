@@ -4,6 +4,7 @@
 OpenAI     ``{"error": {"message", "type", "param", "code"}}``; a body that does not validate is 400, as theirs is
 Cohere     ``{"message", "id"}``
 Jina       ``{"detail", "message", "id"}``: Jina's client reads the first, Cohere's v1 client the second
+Anthropic  ``{"type": "error", "error": {"type", "message"}, "request_id"}``; busy is 529, as theirs is
 TEI        ``{"error", "error_type"}`` with TEI's own statuses: 422 for what is invalid, 424 for a failed backend
 ours       RFC 9457 ``application/problem+json`` with ``code``, ``hop``, ``retry_after``, ``trace_id``, ``request_id``
 =========  ======================================================================================================
@@ -44,6 +45,8 @@ _STATUS_OF_REASON = {
     "UNSUPPORTED_MEDIA_TYPE": 415,
 }
 _DEFAULT_RETRY_SECONDS = 1.0
+SITE_IS_OVERLOADED = 529
+"""What Anthropic's API says while it is busy. Its 429 means the caller's own rate, which nobody limits here."""
 _EMPTY_REASONS = frozenset({"EMPTY_INPUT", "EMPTY"})
 
 
@@ -101,8 +104,10 @@ def _status(error: MeshError, dialect: Dialect) -> int:
         return by_reason
     if dialect is Dialect.TEI:
         return _tei_status(error)
-    if dialect is Dialect.OPENAI and isinstance(error, InvalidBody):
+    if dialect in {Dialect.OPENAI, Dialect.ANTHROPIC} and isinstance(error, InvalidBody):
         return int(HTTPStatus.BAD_REQUEST)
+    if dialect is Dialect.ANTHROPIC and error.http_status == HTTPStatus.TOO_MANY_REQUESTS:
+        return SITE_IS_OVERLOADED
     return error.http_status
 
 
@@ -155,6 +160,24 @@ def _openai(error: MeshError, call: CallContext, path: str) -> dict[str, Any]:  
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.reason.lower()}}
 
 
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    SITE_IS_OVERLOADED: "overloaded_error",
+}
+
+
+def _anthropic(error: MeshError, call: CallContext, path: str) -> dict[str, Any]:  # noqa: ARG001 - one signature for all
+    status = _status(error, Dialect.ANTHROPIC)
+    kind = _ANTHROPIC_TYPES.get(status) or ("api_error" if status >= 500 else "invalid_request_error")
+    message = f"{error.param}: {error.message}" if error.param and error.param not in error.message else error.message
+    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": call.request_id}
+
+
 def _cohere(error: MeshError, call: CallContext, path: str) -> dict[str, Any]:  # noqa: ARG001 - one signature for all
     return {"message": error.message, "id": call.request_id}
 
@@ -191,7 +214,7 @@ def _ours(error: MeshError, call: CallContext, path: str) -> dict[str, Any]:
     optional = {"param": error.param, "hop": error.hop, "retry_after": None if wait is None else round(wait, 3)}
     return {
         "type": f"urn:torch-isolation-mesh:error:{error.code}",
-        "title": _title(status),
+        "title": phrase_of(status),
         "status": status,
         "detail": error.message,
         "instance": path,
@@ -203,11 +226,12 @@ def _ours(error: MeshError, call: CallContext, path: str) -> dict[str, Any]:
     }
 
 
-def _title(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Client Closed Request" if status == 499 else "Error"
+_UNREGISTERED_PHRASES = {499: "Client Closed Request", SITE_IS_OVERLOADED: "Site is overloaded"}
+
+
+def phrase_of(status: int) -> str:
+    """A status in words, those included that HTTP has no register for."""
+    return _UNREGISTERED_PHRASES.get(status) or HTTPStatus(status).phrase
 
 
 _SHAPES: Mapping[Dialect, Callable[[MeshError, CallContext, str], dict[str, Any]]] = {
@@ -215,5 +239,6 @@ _SHAPES: Mapping[Dialect, Callable[[MeshError, CallContext, str], dict[str, Any]
     Dialect.COHERE: _cohere,
     Dialect.JINA: _jina,
     Dialect.TEI: _tei,
+    Dialect.ANTHROPIC: _anthropic,
     Dialect.OURS: _ours,
 }

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -66,6 +66,28 @@ class ServiceSettings(_Section):
     )
 
 
+class LlmServiceSettings(_Section):
+    """Where language models are reached: by one hop, or by one for each model."""
+
+    url: Target | None = Field(
+        "127.0.0.1:50054",
+        description="As for every service; asked for all models without a worker of their own. null: there are none.",
+    )
+    slow_call_seconds: float | None = Field(
+        None, gt=0, le=3600, description="As for every service; it holds for each of the models too."
+    )
+    models: dict[str, ServiceSettings] = Field(
+        default_factory=dict,
+        description="Models with workers of their own, by the name that callers use: each has a url, and a hop.",
+    )
+
+    @model_validator(mode="after")
+    def _reach_something(self) -> Self:
+        if self.url is None and not self.models:
+            raise ValueError("needs a url, or models with urls of their own")
+        return self
+
+
 class ServicesSettings(_Section):
     """Where the workers are reached."""
 
@@ -76,7 +98,7 @@ class ServicesSettings(_Section):
     reranking: ServiceSettings = Field(
         ServiceSettings(url="127.0.0.1:50052"), description="Reranking (RERANKING_SERVICE_URL)."
     )
-    llm: ServiceSettings = Field(ServiceSettings(url="127.0.0.1:50054"), description="Chat (LLM_SERVICE_URL).")
+    llm: LlmServiceSettings = Field(LlmServiceSettings(), description="Chat (LLM_SERVICE_URL).")
     chunking: ServiceSettings | None = Field(
         None, description="Chunking; unset means the gpu service's workers, which chunk too."
     )
@@ -319,6 +341,9 @@ def _paths(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, bool]]:
 
 
 def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The section that a field is; None for a plain field, and for one that holds sections by names."""
+    if get_origin(field.annotation) is dict:
+        return None
     candidates = (field.annotation, *getattr(field.annotation, "__args__", ()))
     return next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
@@ -367,7 +392,10 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
 def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
     for part in path:
         field = model.model_fields.get(part)
-        section = _section_of(field) if field else None
+        if field is None:
+            continue  # a name among several sections of one kind
+        candidates = (_section_of(field), *getattr(field.annotation, "__args__", ()))
+        section = next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
         if section is None:
             break
         model = section

@@ -6,10 +6,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from gateway.lifecycle import Lifecycle
-from gateway.peers import Peer, Peers
+from gateway.peers import Peer, Peers, Writer
 from mesh.deadline import Deadline
 from mesh.endpoint import UNKNOWN, EndpointHealth
 from mesh.errors import MeshError, Overloaded
@@ -93,7 +94,7 @@ class StatusReport:
             (peers.reranker, _Inquiry(self._reranking)),
             (peers.chunker, _Inquiry(self._chunking)),
             (peers.gpu, _Inquiry(self._gpu)),
-            (peers.writer, _Inquiry(self._llm)),
+            *((writer, _Inquiry(partial(self._llm, writer))) for writer in peers.all_writers()),
         )
 
     async def document(self) -> dict[str, Any]:
@@ -119,7 +120,7 @@ class StatusReport:
         if not status.serving or said.failure:
             shown["reason"] = _reason(status, said.failure)
         shown["serves"] = said.serves
-        shown["choose_another"] = self._hints.get(status.name, "")
+        shown["choose_another"] = self._hints.get(status.name.partition(":")[0], "")
         return shown
 
     def _deadline(self) -> Deadline:
@@ -147,8 +148,8 @@ class StatusReport:
     async def _gpu(self) -> dict[str, Any]:
         return asdict(await self._peers.gpu.info(deadline=self._deadline()))
 
-    async def _llm(self) -> dict[str, Any]:
-        return asdict(await self._peers.writer.info(deadline=self._deadline()))
+    async def _llm(self, writer: Writer) -> dict[str, Any]:
+        return asdict(await writer.info(deadline=self._deadline()))
 
 
 def _known_to_be_away(status: HopStatus) -> bool:

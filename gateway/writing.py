@@ -1,110 +1,119 @@
-"""Asks the writer, and folds its events into OpenAI's chunks. Chat and completions differ only in how a chunk looks."""
+"""Asks the writer, and passes its answer on, whole or event by event. How that looks is each dialect's own."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from starlette.responses import Response
 
 from gateway.answers import json_answer
 from gateway.catalogue import Capability, Catalogue
-from gateway.exchange import Exchange, unix_seconds
-from gateway.generation import llm_timings_ms, usage_document
+from gateway.exchange import Exchange
+from gateway.generation import llm_timings_ms
 from gateway.peers import Writer
 from gateway.settings import GatewaySettings
-from gateway.streaming import EVENTS, SSE_DONE, live, sse
-from mesh.clients.llm import Completion, Finish, GenerateHeader, Generation, Piece
+from gateway.streaming import StreamKind, live
+from gateway.writers import Writers
 from mesh.errors import NotFound
+from mesh.generation import Answer, Finish, Generation, Header, Piece, TokenCount, Usage, check, check_input
 
 
-class Shape(Protocol):
-    """How one endpoint's answers look."""
+class Rendering(Protocol):
+    """How one request's answer looks in a dialect. A stream is ``begin``, pieces and ``end``, any of them empty."""
 
-    id_prefix: str
-    object_name: str
-    chunk_name: str
+    kind: StreamKind
 
-    def choice(self, completion: Completion) -> dict[str, Any]:
-        """The only choice of a whole answer."""
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        """The answer in one document."""
 
-    def first(self) -> dict[str, Any] | None:
-        """The choice of a stream's opening chunk, where there is one."""
+    def begin(self, header: Header) -> bytes:
+        """What a stream opens with."""
 
-    def piece(self, text: str) -> dict[str, Any]:
-        """The choice of a chunk that carries text."""
+    def piece(self, piece: Piece) -> bytes:
+        """Some of the answer."""
 
-    def last(self, reason: str) -> dict[str, Any]:
-        """The choice of the chunk that tells why the text ended."""
+    def end(self, finish: Finish) -> bytes:
+        """What tells that the stream is whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scribe:
-    """Turns generations into OpenAI's answers, whole or streamed."""
+    """Turns generations into answers, whole or streamed."""
 
-    writer: Writer
+    writers: Writers
     catalogue: Catalogue
     settings: GatewaySettings
 
     async def answer(
-        self, exchange: Exchange, generation: Generation, shape: Shape, *, stream: bool, usage: bool
+        self, exchange: Exchange, generation: Generation, rendering: Rendering, *, stream: bool
     ) -> Response:
-        """The text that ``generation`` asks for.
+        """What ``generation`` asks for.
 
         Raises:
-            MeshError: what the writer raises before the first piece.
+            MeshError: it is out of bounds, or what the writer raises before the first piece.
         """
+        check(generation)
         try:
+            writer, model = await self.writers.find(generation.model)
+            asked = replace(generation, model=model)
             if not stream:
-                return await self._whole(exchange, generation, shape)
-            frames = self._chunks(exchange, generation, shape, usage=usage)
-            return await live(frames, EVENTS, exchange=exchange, settings=self.settings.streams)
+                return await self._whole(exchange, writer, asked, rendering)
+            frames = self._frames(exchange, writer, asked, rendering)
+            return await live(frames, rendering.kind, exchange=exchange, settings=self.settings.streams)
         except NotFound:
-            raise await self.catalogue.unknown(generation.model, Capability.CHAT) from None
+            raise await self._unknown(generation.model) from None
 
-    async def _whole(self, exchange: Exchange, generation: Generation, shape: Shape) -> Response:
+    async def count(self, exchange: Exchange, generation: Generation) -> TokenCount:
+        """What the prompt of ``generation`` takes.
+
+        Raises:
+            MeshError: it is out of bounds, or what the writer raises.
+        """
+        check_input(generation)
         deadline = exchange.deadline(self.settings.timeouts.llm_seconds)
-        completion = await self.writer.complete(generation, deadline=deadline)
-        exchange.timed(**llm_timings_ms(completion.timings))
-        exchange.note(model=completion.model, **_counts(completion))
-        return json_answer(
-            {
-                "id": f"{shape.id_prefix}{exchange.call.request_id}",
-                "object": shape.object_name,
-                "created": completion.created_unix_seconds or unix_seconds(),
-                "model": completion.model,
-                "choices": [shape.choice(completion)],
-                "usage": usage_document(completion.usage),
-            }
-        )
+        try:
+            writer, model = await self.writers.find(generation.model)
+            counted = await writer.count_tokens(replace(generation, model=model), deadline=deadline)
+        except NotFound:
+            raise await self._unknown(generation.model) from None
+        exchange.note(model=counted.model, prompt_tokens=counted.prompt_tokens)
+        return counted
 
-    async def _chunks(
-        self, exchange: Exchange, generation: Generation, shape: Shape, *, usage: bool
+    async def _unknown(self, model: str) -> NotFound:
+        self.writers.forget(model)
+        return await self.catalogue.unknown(model, Capability.CHAT)
+
+    async def _whole(
+        self, exchange: Exchange, writer: Writer, generation: Generation, rendering: Rendering
+    ) -> Response:
+        deadline = exchange.deadline(self.settings.timeouts.llm_seconds)
+        answer = await writer.complete(generation, deadline=deadline)
+        exchange.timed(**llm_timings_ms(answer.timings))
+        exchange.note(model=answer.model, **_counts(answer.usage))
+        return json_answer(rendering.whole(answer))
+
+    async def _frames(
+        self, exchange: Exchange, writer: Writer, generation: Generation, rendering: Rendering
     ) -> AsyncGenerator[bytes, None]:
-        """The events of a stream; ``[DONE]`` only after the writer's finish."""
+        """The bytes of a stream; its end only after the writer's finish."""
         deadline = exchange.deadline(self.settings.timeouts.llm_seconds, streamed=True)
-        frame = _Frame(exchange, shape, usage=usage)
-        events = self.writer.generate(generation, deadline=deadline)
-        async with _closing(events) as opened:
-            async for event in opened:
+        async with _closing(writer.generate(generation, deadline=deadline)) as events:
+            async for event in events:
                 match event:
-                    case GenerateHeader():
-                        frame.begin(event)
-                        if (opening := shape.first()) is not None:
-                            yield frame.chunk(opening)
+                    case Header():
+                        exchange.note(model=event.model)
+                        frame = rendering.begin(event)
                     case Piece():
-                        if event.text:
-                            yield frame.chunk(shape.piece(event.text))
+                        frame = rendering.piece(event)
                     case Finish():
                         exchange.timed(**llm_timings_ms(event.timings))
-                        exchange.note(**_counts(event))
-                        yield frame.chunk(shape.last(event.reason.value))
-                        if usage:
-                            yield frame.usage_chunk(event)
-                        yield SSE_DONE
-                        return
+                        exchange.note(**_counts(event.usage))
+                        frame = rendering.end(event)
+                if frame:
+                    yield frame
 
 
 def _closing(events: AsyncIterator[Any]) -> aclosing[Any]:
@@ -113,31 +122,7 @@ def _closing(events: AsyncIterator[Any]) -> aclosing[Any]:
     return aclosing(source)
 
 
-def _counts(result: Completion | Finish) -> dict[str, int]:
-    return {"prompt_tokens": result.usage.prompt_tokens, "completion_tokens": result.usage.completion_tokens}
-
-
-class _Frame:
-    """What all chunks of one stream share: id, time and model never change between them."""
-
-    def __init__(self, exchange: Exchange, shape: Shape, *, usage: bool) -> None:
-        self._exchange = exchange
-        self._shape = shape
-        self._shared: dict[str, Any] = {}
-        # With include_usage every chunk but the last says that its usage is not known yet.
-        self._tail: dict[str, Any] = {"usage": None} if usage else {}
-
-    def begin(self, header: GenerateHeader) -> None:
-        self._exchange.note(model=header.model)
-        self._shared = {
-            "id": f"{self._shape.id_prefix}{self._exchange.call.request_id}",
-            "object": self._shape.chunk_name,
-            "created": header.created_unix_seconds or unix_seconds(),
-            "model": header.model,
-        }
-
-    def chunk(self, choice: dict[str, Any]) -> bytes:
-        return sse({**self._shared, "choices": [choice], **self._tail})
-
-    def usage_chunk(self, finish: Finish) -> bytes:
-        return sse({**self._shared, "choices": [], "usage": usage_document(finish.usage)})
+def _counts(usage: Usage | None) -> dict[str, int]:
+    if usage is None:
+        return {}
+    return {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}

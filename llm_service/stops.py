@@ -10,13 +10,14 @@ class StopCutter:
 
     >>> cutter = StopCutter(["END"])
     >>> cutter.feed("one E"), cutter.feed("ND two"), cutter.met
-    ('one ', '', True)
+    ('one ', '', 'END')
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
-        self.met = False
+        self.met = ""
+        """The stop string that was met; empty before."""
 
     def feed(self, text: str) -> str:
         """What of the text so far is certain to stand before every stop string."""
@@ -25,10 +26,11 @@ class StopCutter:
         if not self._stops:
             return text
         text = self._held + text
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            self.met, self._held = True, ""
-            return text[: min(found)]
+            at, self.met = min(found)
+            self._held = ""
+            return text[:at]
         keep = max(map(self._overlap, [text] * len(self._stops), self._stops))
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

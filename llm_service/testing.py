@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 
 from prometheus_client.metrics_core import Metric
 
+from llm_service.abilities import ALL_ABILITIES
 from llm_service.engines import Served
 from llm_service.generation import Accepted, Ended, EngineEvent, FinishReason, Generation, Piece, Usage
 from llm_service.load import EngineLoad
@@ -22,6 +23,7 @@ class ScriptedEngine:
     HOLD = object()
 
     name = "scripted"
+    abilities = ALL_ABILITIES
 
     def __init__(self, script: Sequence[EngineEvent | BaseException | object] = (), *, concurrency: int = 1) -> None:
         self.script = list(script) or [*written("one", " two")]
@@ -102,7 +104,7 @@ class ScriptedEngine:
 
 def written(*pieces: str) -> list[EngineEvent]:
     """The events of a whole answer, with a usage of 3 and 2 tokens."""
-    return [Accepted(), *map(Piece, pieces), Ended(FinishReason.STOP, Usage(3, 2))]
+    return [Accepted(), *map(Piece, pieces), Ended.one(FinishReason.STOP, Usage(3, 2))]
 
 
 class ScriptedChild:

@@ -8,14 +8,32 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from llm_service.abilities import Ability, require_able
 from llm_service.admission import Admission
 from llm_service.engines import Engine, Served
-from llm_service.generation import Ended, EngineEvent, Event, Finish, Generation, Header, Piece, Timings, check
+from llm_service.generation import (
+    Accepted,
+    Ended,
+    EngineEvent,
+    Event,
+    Finish,
+    Generation,
+    Header,
+    Load,
+    Piece,
+    Timings,
+    TokenCount,
+    Usage,
+    check,
+    check_input,
+)
 from llm_service.metrics import ENGINE, FIRST_PIECE, RUNNING, TOKENS, WAITING, Published
+from llm_service.schemas import check_schemas
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, MeshError, NotFound, Unavailable
+from mesh.generation import MAX_CHOICES, EngineLoad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +92,17 @@ class Writer:
         """The canonical name that callers use."""
         return self._served_name or self.served.name
 
+    @property
+    def max_choices(self) -> int:
+        """How many answers to one prompt there may be."""
+        return MAX_CHOICES if Ability.CHOICES in self.engine.abilities else 1
+
     async def generate(
         self, request: Generation, deadline: Deadline, priority: Priority = Priority.INTERACTIVE
     ) -> AsyncGenerator[Event, None]:
         """One Header, Pieces, one Finish. Closing it stops the engine's work on it.
+
+        The Header comes with the first Piece: until something is written, a failure is a failure and no broken answer.
 
         Raises:
             MeshError: before the Header as a rule; after it Unavailable, Internal or DeadlineExceeded, and the text
@@ -86,35 +111,73 @@ class Writer:
         arrived = self._clock()
         self._require_known(request.model)
         check(request, max_output_tokens=self.limits.output_tokens)
+        require_able(request, self.engine.abilities, self.engine.name)
         self._require_healthy()
         # Let in before it is prepared: a refusal costs no counting of tokens.
-        with self._admission.place(deadline, priority) as place:
+        with self._admission.place(deadline, request.priority or priority) as place:
+            await check_schemas(request)
             request = await self.engine.prepare(request)
             async with place.slot(request.prompt_tokens), aclosing(self._write(request, deadline, arrived)) as events:
                 async for event in events:
                     yield event
 
+    async def count(self, request: Generation, deadline: Deadline) -> TokenCount:
+        """What the prompt takes of the context; nothing is written.
+
+        Raises:
+            MeshError: as `generate`, and WrongState where the engine cannot count.
+        """
+        self._require_known(request.model)
+        check_input(request)
+        require_able(request, self.engine.abilities, self.engine.name)
+        self._require_healthy()
+        await check_schemas(request)
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                counted = await self.engine.count(request)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "The request's time was up before the prompt was counted; allow more time."
+            ) from None
+        return TokenCount(self.model_name, counted, self.served.context_tokens)
+
+    def load(self) -> Load:
+        """How busy worker and engine are. Waits for nothing."""
+        said = self.engine.load()
+        return Load(
+            running=self._admission.running,
+            waiting=self._admission.waiting,
+            max_running=self.limits.concurrent,
+            max_waiting=self.limits.queued,
+            engine=EngineLoad(said.running, said.waiting, said.kv_used) if said is not None else None,
+        )
+
     async def _write(self, request: Generation, deadline: Deadline, arrived: float) -> AsyncGenerator[Event, None]:
         admitted = self._clock()
         self._require_healthy()
+        prompt = Usage(request.prompt_tokens, 0) if request.prompt_tokens else None
         first: float | None = None
         async with aclosing(_until(deadline, self.engine.generate(request))) as written:
             async for event in written:
                 match event:
+                    case Accepted(usage):
+                        prompt = usage or prompt
                     case Piece():
                         if first is None:
                             first = self._clock()
                             FIRST_PIECE.observe(first - arrived)
+                            yield self._header(prompt)
                         yield event
-                    case Ended(reason, usage):
-                        if usage is not None:
-                            TOKENS.labels("prompt").inc(usage.prompt_tokens)
-                            TOKENS.labels("completion").inc(usage.completion_tokens)
-                        yield Finish(reason, usage, self._timings(arrived, admitted, first))
+                    case Ended(endings, usage):
+                        if first is None:
+                            yield self._header(prompt)
+                        _count(usage)
+                        yield Finish(endings, usage, self._timings(arrived, admitted, first))
                         return
-                    case _:
-                        yield Header(self.model_name, int(time.time()))
         raise Unavailable("The engine's answer broke off before it was whole.", reason="ENGINE_LOST", retry_after=1.0)
+
+    def _header(self, prompt: Usage | None) -> Header:
+        return Header(self.model_name, int(time.time()), prompt)
 
     async def canary(self) -> None:
         """Prove an idle engine, in a request's place, so that no request is beside it when the engine fails.
@@ -191,6 +254,12 @@ async def _until(deadline: Deadline, written: AsyncGenerator[EngineEvent, None])
                     "The request's time was up before the answer was whole; allow more time or ask for fewer tokens."
                 ) from None
             yield event
+
+
+def _count(usage: Usage | None) -> None:
+    if usage is not None:
+        TOKENS.labels("prompt").inc(usage.prompt_tokens)
+        TOKENS.labels("completion").inc(usage.completion_tokens)
 
 
 def _microseconds(seconds: float) -> int:

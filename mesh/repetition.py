@@ -5,8 +5,8 @@ from __future__ import annotations
 from mesh.errors import MeshError, Overloaded, RetryAdvice, Unavailable
 from mesh.wire import CONNECTION_LOST
 
-REFUSED_BEFORE_WORK = frozenset({"STARTING", "WARMING_UP", "DRAINING"})
-"""Reasons with which a worker turns a call away before it begins to work on it."""
+REFUSED_BEFORE_WORK = frozenset({"STARTING", "WARMING_UP", "DRAINING", "ENGINE_RESTARTING", "ENGINE_UNREACHABLE"})
+"""Reasons with which a worker turns a call away before it, or the engine behind it, begins to work on it."""
 
 
 def may_be_repeated(error: MeshError, *, idempotent: bool) -> bool:

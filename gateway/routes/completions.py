@@ -13,10 +13,11 @@ from gateway.api import Api, Operation
 from gateway.bodies import Texts, TokenIds, TokenLists, read_json, require_not_empty
 from gateway.exchange import Exchange
 from gateway.generation import GenerationBody, Harmless, refuse_unsupported, sampling_of
+from gateway.openai_answers import CompletionRendering
 from gateway.vocabulary import OpenAIVocabulary
 from gateway.writing import Scribe
-from mesh.clients.llm import Completion, Generation
 from mesh.errors import InvalidRequest
+from mesh.generation import MAX_TOP_LOGPROBS, Generation
 
 # OpenAI's own default. Chat has none.
 _DEFAULT_MAX_TOKENS = 16
@@ -29,12 +30,20 @@ class CompletionRequest(GenerationBody):
         str | Texts | TokenIds | TokenLists,
         Field(description="a text, a list of one text, or token ids of OpenAI's vocabulary"),
     ]
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
+        None, description=f"a whole number from 0 to {MAX_TOP_LOGPROBS}"
+    )
     best_of: Any = None
     echo: Any = None
     suffix: Any = None
 
 
-HARMLESS: Harmless = {"logprobs": (None,), "best_of": (None, 1), "echo": (None, False), "suffix": (None, "")}
+HARMLESS: Harmless = {
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "suffix": (None, ""),
+    "logit_bias": (None, {}),
+}
 
 OPERATION = Operation(
     method="POST",
@@ -57,34 +66,6 @@ OPERATION = Operation(
 )
 
 
-class CompletionShape:
-    """How completions look."""
-
-    id_prefix = "cmpl-"
-    object_name = "text_completion"
-    chunk_name = "text_completion"
-
-    def choice(self, completion: Completion) -> dict[str, Any]:
-        """The whole text."""
-        return _choice(completion.text, completion.reason.value)
-
-    def first(self) -> dict[str, Any] | None:
-        """Nothing: nobody needs to be told who speaks."""
-        return None
-
-    def piece(self, text: str) -> dict[str, Any]:
-        """Some words."""
-        return _choice(text, None)
-
-    def last(self, reason: str) -> dict[str, Any]:
-        """Why it ended."""
-        return _choice("", reason)
-
-
-def _choice(text: str, reason: str | None) -> dict[str, Any]:
-    return {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
-
-
 @dataclass(frozen=True, slots=True)
 class CompletionRoute:
     """Continues prompts."""
@@ -94,7 +75,7 @@ class CompletionRoute:
 
     def mount(self, api: Api) -> None:
         """Serve it."""
-        api.mount(OPERATION, self.create, hop=self.scribe.writer.hop)
+        api.mount(OPERATION, self.create, hop=self.scribe.writers.hop)
 
     async def create(self, request: Request) -> Response:
         """The prompt's continuation."""
@@ -103,11 +84,11 @@ class CompletionRoute:
         generation = Generation(
             model=self.scribe.catalogue.resolve(body.model),
             prompt=await self._prompt(body),
-            sampling=sampling_of(body, body.max_tokens or _DEFAULT_MAX_TOKENS),
+            sampling=sampling_of(body, body.max_tokens or _DEFAULT_MAX_TOKENS, body.logprobs),
         )
-        return await self.scribe.answer(
-            Exchange.of(request), generation, CompletionShape(), stream=bool(body.stream), usage=body.wants_usage
-        )
+        exchange = Exchange.of(request)
+        rendering = CompletionRendering(exchange, choices=generation.choices, usage=body.wants_usage)
+        return await self.scribe.answer(exchange, generation, rendering, stream=bool(body.stream))
 
     async def _prompt(self, body: CompletionRequest) -> str:
         given = body.prompt

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.peers import Peers
+from mesh import generation
 from mesh.clients.chunking import (
     BoundingBox,
     Chunk,
@@ -40,25 +41,23 @@ from mesh.clients.embedding import (
     Usage,
 )
 from mesh.clients.gpu import GpuInfo, GpuStatus
-from mesh.clients.llm import (
-    Completion,
-    Finish,
-    FinishReason,
-    GenerateEvent,
-    GenerateHeader,
-    Generation,
-    LLMInfo,
-    LLMLimits,
-    LLMModel,
-    LLMTimings,
-    LLMUsage,
-    Piece,
-)
+from mesh.clients.llm import LLMInfo, LLMLimits, LLMModel, gathered
 from mesh.clients.reranking import RerankingInfo, RerankingLimits, RerankingModel, RerankOptions, Scores
 from mesh.context import CallContext, Priority, current_call
 from mesh.deadline import Deadline
 from mesh.endpoint import EndpointHealth
 from mesh.errors import InvalidRequest, MeshError, NotFound
+from mesh.generation import (
+    Answer,
+    Ending,
+    Event,
+    Finish,
+    FinishReason,
+    Generation,
+    Header,
+    Piece,
+    TokenCount,
+)
 from mesh.hop import HopStatus
 from mesh.resilience import BreakerSnapshot, BreakerState
 
@@ -286,45 +285,59 @@ class FakeGpu(_Fake):
 
 @dataclass
 class FakeWriter(_Fake):
-    """Writes ``pieces``, each after a turn of ``gate`` where one is set, then ends, or fails with ``break_with``."""
+    """Writes ``pieces``, each after a turn of ``gate`` where one is set, then ends, or fails with ``break_with``.
 
-    pieces: tuple[str, ...] = ("Hel", "lo", "!")
+    As a worker does, it says nothing at all before its first piece. ``endings`` are told as they stand.
+    """
+
+    pieces: tuple[str | Piece, ...] = ("Hel", "lo", "!")
+    endings: tuple[Ending, ...] = (Ending(FinishReason.STOP),)
+    model: str = CHAT_MODEL
+    usage: generation.Usage | None = field(default_factory=lambda: generation.Usage(5, 3))
     break_with: MeshError | None = None
+    break_after: int | None = None
     gate: asyncio.Semaphore | None = None
     left_early: bool = False
     closed: threading.Event = field(default_factory=threading.Event)
 
-    async def generate(self, request: Generation, *, deadline: Deadline | None = None) -> AsyncIterator[GenerateEvent]:
-        """A header, the pieces, a finish."""
+    async def generate(self, request: Generation, *, deadline: Deadline | None = None) -> AsyncIterator[Event]:
+        """A header, the pieces, a finish; ``break_with`` in place of the finish, or of the piece ``break_after``."""
         self.asked(deadline, request)
-        self.known(request.model, {"", CHAT_MODEL})
+        self.known(request.model, {"", self.model})
         self.left_early = True
         try:
-            yield GenerateHeader(CHAT_MODEL, 1_763_600_000)
-            for piece in self.pieces:
+            for position, piece in enumerate(self.pieces):
                 # A real call gives way to the loop between two messages.
                 await (self.gate.acquire() if self.gate is not None else asyncio.sleep(0))
-                yield Piece(piece)
+                if self.break_with is not None and position == self.break_after:
+                    raise self.break_with
+                if position == 0:
+                    yield Header(
+                        self.model, 1_763_600_000, self.usage and generation.Usage(self.usage.prompt_tokens, 0)
+                    )
+                yield Piece(piece) if isinstance(piece, str) else piece
             if self.break_with is not None:
                 raise self.break_with
             self.left_early = False
-            yield Finish(FinishReason.STOP, LLMUsage(5, len(self.pieces)), LLMTimings(9000, 1000, 2000))
+            yield Finish(self.endings, self.usage, generation.Timings(9000, 1000, 2000))
         finally:
             self.closed.set()
 
-    async def complete(self, request: Generation, *, deadline: Deadline | None = None) -> Completion:
+    async def complete(self, request: Generation, *, deadline: Deadline | None = None) -> Answer:
         """The pieces, joined."""
-        text, finish = "", None
-        async for event in self.generate(request, deadline=deadline):
-            text += event.text if isinstance(event, Piece) else ""
-            finish = event if isinstance(event, Finish) else finish
-        assert finish is not None  # noqa: S101 - generate ends with it or raises
-        return Completion(CHAT_MODEL, 1_763_600_000, text, finish.reason, finish.usage, finish.timings)
+        return await gathered(self.generate(request, deadline=deadline))
+
+    async def count_tokens(self, request: Generation, *, deadline: Deadline | None = None) -> TokenCount:
+        """One token a word of all messages, and ten for each tool."""
+        self.asked(deadline, request)
+        self.known(request.model, {"", self.model})
+        words = sum(len(message.content.split()) for message in request.messages)
+        return TokenCount(self.model, words + 10 * len(request.tools), 256)
 
     async def info(self, *, deadline: Deadline | None = None) -> LLMInfo:
         """One model."""
         self.asked(deadline)
-        model = LLMModel(CHAT_MODEL, (), "r1", "demo", 256, "A demo.")
+        model = LLMModel(self.model, (), "r1", "demo", 256, "A demo.")
         return LLMInfo((model,), LLMLimits(256, 1 << 20, 2, 8), "0", "fake", "0")
 
 
@@ -337,10 +350,11 @@ class FakePeers:
     chunker: FakeChunker = field(default_factory=lambda: FakeChunker(FakeHop("chunking")))
     gpu: FakeGpu = field(default_factory=lambda: FakeGpu(FakeHop("gpu")))
     writer: FakeWriter = field(default_factory=lambda: FakeWriter(FakeHop("llm")))
+    writers: dict[str, FakeWriter] = field(default_factory=dict)
 
     def as_peers(self) -> Peers:
         """As the gateway takes them; that this type-checks is what makes them fakes of the Protocols."""
-        return Peers(self.embedder, self.reranker, self.chunker, self.gpu, self.writer)
+        return Peers(self.embedder, self.reranker, self.chunker, self.gpu, self.writer, self.writers)
 
     def fail(self, error: MeshError | None) -> None:
         """Let every one of them fail with ``error``."""

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from prometheus_client.metrics_core import Metric
 
+from llm_service.abilities import Ability
 from llm_service.generation import EngineEvent, Generation
 from llm_service.load import EngineLoad
 from mesh.errors import MeshError
@@ -30,6 +31,8 @@ class Engine(Protocol):
     name: str
     concurrency: int
     """Requests it works on at once without harming each other."""
+    abilities: frozenset[Ability]
+    """What it can do beyond plain text; known once it has started."""
 
     async def start(self) -> Served:
         """Bring it up and let it write something real. Raises MeshError: the capability does not serve."""

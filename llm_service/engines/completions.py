@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -9,9 +10,11 @@ from typing import Any
 
 import httpx
 
-from llm_service.generation import Accepted, Ended, EngineEvent, FinishReason, Generation, Piece, Sampling, Usage
+from llm_service.engines.chunks import NotAChunk, chunk_of
+from llm_service.generation import Accepted, Ended, Ending, EngineEvent, Generation, Message, Usage
 from llm_service.sse import EventTooLong, events
-from mesh.errors import Internal, InvalidRequest, MeshError, NotFound, Overloaded, Unavailable
+from mesh.errors import Internal, InvalidRequest, MeshError, NotFound, Overloaded, Unavailable, WrongState
+from mesh.generation import Image, ResponseFormat, Tool, ToolChoice, ToolChoiceMode
 from mesh.telemetry import fields, get_logger
 
 log = get_logger(__name__)
@@ -19,16 +22,13 @@ log = get_logger(__name__)
 CONNECT_SECONDS = 5.0
 # uvicorn closes an idle connection after 5 s; a request sent into one that is just closing would fail for nothing.
 KEEP_ALIVE_SECONDS = 2.0
+COUNT_SECONDS = 10.0
 
 _DONE = "[DONE]"
-_REASONS = {
-    "stop": FinishReason.STOP,
-    "eos": FinishReason.STOP,
-    "tool_calls": FinishReason.STOP,
-    "length": FinishReason.LENGTH,
-    "content_filter": FinishReason.CONTENT_FILTER,
-}
 _OVERFLOW_SIGNS = ("context_length_exceeded", "maximum context length", "context window", "context length")
+_SCHEMA_SIGNS = ("json schema", "json_schema", "grammar", "structured output", "structured_output", "guided")
+_IMAGE_SIGNS = ("multimodal", "multi-modal", "image input", "image_url")
+_PARSER_SIGNS = ("tool-call-parser", "tool_call_parser", "enable-auto-tool-choice", "tool parser")
 
 
 def http_client(
@@ -46,17 +46,24 @@ def http_client(
 
 def input_of(request: Generation) -> tuple[str, dict[str, Any]]:
     """The route below ``/v1`` and the part of the body that says what to write."""
+    body: dict[str, Any] = {}
+    if request.response_format is not None:
+        body["response_format"] = _format(request.response_format)
     if request.prompt is not None:
-        return "/completions", {"prompt": request.prompt}
-    messages = [
-        {"role": message.role.value, "content": message.content} | ({"name": message.name} if message.name else {})
-        for message in request.messages
-    ]
-    return "/chat/completions", {"messages": messages}
+        return "/completions", {"prompt": request.prompt, **body}
+    body["messages"] = [_message(message) for message in request.messages]
+    if request.tools:
+        body["tools"] = [_tool(tool) for tool in request.tools]
+        if request.tool_choice is not None:
+            body["tool_choice"] = _tool_choice(request.tool_choice)
+        if request.parallel_tool_calls is not None:
+            body["parallel_tool_calls"] = request.parallel_tool_calls
+    return "/chat/completions", body
 
 
-def openai_sampling(sampling: Sampling) -> dict[str, Any]:
-    """The sampling as OpenAI's API names it; what was not asked for is left to the engine."""
+def options_of(request: Generation) -> dict[str, Any]:
+    """The part of the body that says how to write it, by OpenAI's names and vLLM's further ones."""
+    sampling = request.sampling
     options = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -65,22 +72,84 @@ def openai_sampling(sampling: Sampling) -> dict[str, Any]:
         "seed": sampling.seed,
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "n": sampling.n,
     }
+    if sampling.top_logprobs is not None and request.prompt is not None:
+        options["logprobs"] = sampling.top_logprobs
+    elif sampling.top_logprobs is not None:
+        options |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _message(message: Message) -> dict[str, Any]:
+    content: Any = message.content
+    if message.parts:
+        content = [_part(part) for part in message.parts]
+    elif message.tool_calls and not content:
+        content = None
+    said: dict[str, Any] = {"role": message.role.value, "content": content}
+    if message.name:
+        said["name"] = message.name
+    if message.tool_call_id:
+        said["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        said["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    return said
+
+
+def _part(part: str | Image) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    # The bytes themselves: no engine is ever sent to fetch something.
+    url = f"data:{part.media_type};base64,{base64.b64encode(part.data).decode('ascii')}"
+    return {"type": "image_url", "image_url": {"url": url, **({"detail": part.detail} if part.detail else {})}}
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    parameters = json.loads(tool.parameters) if tool.parameters else {"type": "object", "properties": {}}
+    function: dict[str, Any] = {"name": tool.name, "parameters": parameters}
+    if tool.description:
+        function["description"] = tool.description
+    if tool.strict is not None:
+        function["strict"] = tool.strict
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(choice: ToolChoice) -> str | dict[str, Any]:
+    if choice.mode is ToolChoiceMode.NAMED:
+        return {"type": "function", "function": {"name": choice.name}}
+    return str(choice.mode.value)
+
+
+def _format(wanted: ResponseFormat) -> dict[str, Any]:
+    if wanted.schema is None:
+        return {"type": "json_object"}
+    described: dict[str, Any] = {"name": wanted.name, "schema": json.loads(wanted.schema)}
+    if wanted.description:
+        described["description"] = wanted.description
+    if wanted.strict is not None:
+        described["strict"] = wanted.strict
+    return {"type": "json_schema", "json_schema": described}
 
 
 async def stream(client: httpx.AsyncClient, url: str, body: Mapping[str, Any]) -> AsyncGenerator[EngineEvent, None]:
     """Send a streaming request and yield Accepted, Pieces, Ended.
 
     Raises:
-        MeshError: typed by the engine's answer. A stream that breaks off is Unavailable, never an end.
+        MeshError: typed by the engine's answer. A stream that breaks off is Unavailable, never an end, and so is one
+            in which a choice has no end.
     """
     try:
         async with client.stream("POST", url, json={**body, "stream": True}) as response:
             if response.status_code != httpx.codes.OK:
                 raise refusal(response.status_code, (await response.aread())[:20_000], response.headers)
-            yield Accepted()
-            async with aclosing(_read(response)) as written:
+            async with aclosing(_read(response, int(body.get("n") or 1))) as written:
                 async for event in written:
                     yield event
     except httpx.ConnectError:
@@ -92,43 +161,61 @@ async def stream(client: httpx.AsyncClient, url: str, body: Mapping[str, Any]) -
         raise _lost("The engine was lost before its answer was whole.") from None
 
 
-async def _read(response: httpx.Response) -> AsyncGenerator[EngineEvent, None]:
-    reason: FinishReason | None = None
+async def _read(response: httpx.Response, choices: int) -> AsyncGenerator[EngineEvent, None]:
+    endings: dict[int, Ending] = {}
     usage: Usage | None = None
+    accepted = False
     try:
         async for data in events(response.aiter_bytes()):
             if data == _DONE:
                 break
-            text, ended, counted = _interpret(data)
-            reason, usage = ended or reason, counted or usage
-            if text:
-                yield Piece(text)
+            try:
+                chunk = chunk_of(data, choices)
+            except NotAChunk:
+                raise _mid_stream_failure(data) from None
+            endings.update(chunk.endings)
+            usage = chunk.usage or usage
+            if not accepted:
+                accepted = True
+                yield Accepted(usage)
+            for piece in chunk.pieces:
+                yield piece
     except EventTooLong:
         raise Internal("The engine sent something that is no stream of events.", reason="ENGINE_FAILED") from None
-    if reason is None:
+    if len(endings) < choices:
         raise _lost("The engine's answer broke off before it was whole.")
-    yield Ended(reason, usage)
+    yield Ended(tuple(endings[number] for number in range(choices)), usage)
 
 
-def _interpret(data: str) -> tuple[str, FinishReason | None, Usage | None]:
-    """Text, finish reason and usage of one chunk."""
+async def count_tokens(client: httpx.AsyncClient, root: str, request: Generation, model: str) -> int:
+    """Tokens of the prompt, by the ``/tokenize`` that vLLM and SGLang have beside ``/v1``.
+
+    Raises:
+        WrongState: this engine has none.
+        MeshError: typed by the engine's answer.
+    """
+    _, body = input_of(request)
+    body = {name: value for name, value in body.items() if name in {"messages", "prompt", "tools"}}
     try:
-        chunk = json.loads(data)
-        if "error" in chunk:
-            raise _mid_stream_failure(data)
-        choices = chunk.get("choices") or []
-        choice = choices[0] if choices else {}
-        text = (choice.get("delta") or {}).get("content") or choice.get("text") or ""
-        finish = choice.get("finish_reason")
-        usage = chunk.get("usage")
-        return (
-            str(text),
-            _REASONS.get(finish, FinishReason.STOP) if finish else None,
-            Usage(int(usage["prompt_tokens"]), int(usage.get("completion_tokens") or 0)) if usage else None,
-        )
-    except (ValueError, AttributeError, KeyError, TypeError):
-        # Some servers put an exception's text into the event unescaped: what does not parse is a failure too.
-        raise _mid_stream_failure(data) from None
+        answer = await client.post(f"{root}/tokenize", json={**body, "model": model}, timeout=COUNT_SECONDS)
+    except httpx.HTTPError:
+        raise Unavailable("The engine does not answer.", reason="ENGINE_UNREACHABLE", retry_after=1.0) from None
+    if answer.status_code in {httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED, httpx.codes.NOT_IMPLEMENTED}:
+        raise cannot_count()
+    if answer.status_code != httpx.codes.OK:
+        raise refusal(answer.status_code, answer.content[:20_000], answer.headers)
+    try:
+        return int(answer.json()["count"])
+    except (ValueError, KeyError, TypeError, OverflowError):
+        raise cannot_count() from None
+
+
+def cannot_count() -> WrongState:
+    """The refusal of an engine that does not tell how long a prompt is."""
+    return WrongState(
+        "The engine in use cannot count a prompt's tokens; have the model served with LLM_ENGINE=vllm, which can.",
+        reason="UNSUPPORTED_BY_ENGINE",
+    )
 
 
 def _mid_stream_failure(data: str) -> MeshError:
@@ -154,13 +241,10 @@ def refusal(status: int, body: bytes, headers: Mapping[str, str]) -> MeshError:
     text = body.decode("utf-8", errors="replace")
     log.warning("the engine refused a request", extra=fields(status=status, answer=text[:500]))
     wait = _retry_after(headers)
+    error: MeshError
     match status:
-        case 400 | 413 | 422 if any(sign in text.lower() for sign in _OVERFLOW_SIGNS):
-            return context_overflow()
-        case 400 | 413 | 422:
-            error: MeshError = InvalidRequest(
-                "The engine finds this request invalid; the worker's log has its reason.", reason="ENGINE_REFUSED"
-            )
+        case 400 | 413 | 422 | 501:
+            error = _invalid(text.lower())
         case 401 | 403:
             error = Unavailable(
                 "The engine does not accept the worker's credentials; check LLM_ENGINE_API_KEY.",
@@ -180,6 +264,34 @@ def refusal(status: int, body: bytes, headers: Mapping[str, str]) -> MeshError:
                 "The engine failed on this request; the worker's log has its words.", reason="ENGINE_FAILED"
             )
     return error
+
+
+def _invalid(said: str) -> MeshError:
+    """What an engine means by an invalid request, as far as its words tell."""
+    if any(sign in said for sign in _OVERFLOW_SIGNS):
+        return context_overflow()
+    if any(sign in said for sign in _PARSER_SIGNS):
+        return WrongState(
+            "The engine was started without a parser for this model's tool calls; require a tool by tool_choice, or "
+            "have the engine started with one.",
+            reason="UNSUPPORTED_BY_ENGINE",
+            param="tools",
+        )
+    if any(sign in said for sign in _SCHEMA_SIGNS):
+        return InvalidRequest(
+            "The engine cannot follow this JSON schema; use a plainer one.",
+            reason="INVALID_JSON_SCHEMA",
+            param="response_format",
+        )
+    if any(sign in said for sign in _IMAGE_SIGNS):
+        return WrongState(
+            "The model in use reads text alone; leave the images out, or have a model served that sees.",
+            reason="NO_IMAGES",
+            param="messages",
+        )
+    return InvalidRequest(
+        "The engine finds this request invalid; the worker's log has its reason.", reason="ENGINE_REFUSED"
+    )
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:

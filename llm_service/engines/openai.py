@@ -11,13 +11,14 @@ from typing import Any
 import httpx
 from prometheus_client.metrics_core import Metric
 
+from llm_service.abilities import ALL_ABILITIES
 from llm_service.engines import Served
-from llm_service.engines.completions import http_client, input_of, openai_sampling, refusal, stream
+from llm_service.engines.completions import count_tokens, http_client, input_of, options_of, refusal, stream
 from llm_service.generation import EngineEvent, Generation
 from llm_service.load import EngineLoad, LoadWatch
 from llm_service.models import DEMO
 from llm_service.settings import LlmSettings
-from mesh.errors import MeshError, ModelUnusable, Unavailable, WrongState
+from mesh.errors import MeshError, ModelUnusable, Unavailable
 from mesh.telemetry import fields, get_logger
 
 log = get_logger(__name__)
@@ -40,6 +41,7 @@ class OpenAIEngine:
 
     name = "openai"
     concurrency = CONCURRENCY
+    abilities = ALL_ABILITIES
 
     def __init__(
         self,
@@ -106,20 +108,17 @@ class OpenAIEngine:
             request, sampling=replace(request.sampling, max_tokens=wanted or self._settings.max_output_tokens)
         )
 
-    async def count(self, request: Generation) -> int:  # noqa: ARG002 - the seam's
-        """Raise WrongState: OpenAI's API counts no tokens beforehand."""
-        raise WrongState(
-            "The engine in use counts no tokens; the usage of an answer tells them.", reason="UNSUPPORTED_BY_ENGINE"
-        )
-
     async def generate(self, request: Generation) -> AsyncGenerator[EngineEvent, None]:
         """Write by the engine. Raises MeshError."""
         route, body = input_of(request)
-        body |= openai_sampling(request.sampling)
-        body |= {"model": self._model, "stream_options": {"include_usage": True}}
+        body |= options_of(request) | {"model": self._model, "stream_options": {"include_usage": True}}
         async with aclosing(stream(self._client, self._base + route, body)) as written:
             async for event in written:
                 yield event
+
+    async def count(self, request: Generation) -> int:
+        """Tokens of the prompt, where the server tells them. Raises MeshError."""
+        return await count_tokens(self._client, self._base.removesuffix("/v1"), request, self._model)
 
     async def prove(self) -> None:
         """Nothing: the pulse asks all the while, and a generation every few seconds would cost somebody money."""

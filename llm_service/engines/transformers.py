@@ -23,10 +23,11 @@ from typing import Any
 
 import httpx
 
+from llm_service.abilities import Ability
 from llm_service.engines import Served
 from llm_service.engines.child import ChildEngine, Spawn, engine_environment, free_port, installed_version
 from llm_service.engines.completions import input_of
-from llm_service.generation import Ended, EngineEvent, Generation, Piece, Sampling
+from llm_service.generation import Ended, EngineEvent, FinishReason, Generation, Piece, Sampling
 from llm_service.local_model import LocalModel
 from llm_service.process import Command, EngineProcess
 from llm_service.settings import LlmSettings
@@ -42,6 +43,7 @@ class TransformersEngine(ChildEngine):
 
     name = "transformers"
     concurrency = 1
+    abilities: frozenset[Ability] = frozenset()
 
     def __init__(
         self,
@@ -88,10 +90,10 @@ class TransformersEngine(ChildEngine):
                     case Piece(text):
                         if passed := cutter.feed(text):
                             yield Piece(passed)
-                    case Ended():
+                    case Ended(_, usage):
                         if rest := cutter.rest():
                             yield Piece(rest)
-                        yield event
+                        yield Ended.one(FinishReason.STOP, usage, stop=cutter.met) if cutter.met else event
                     case _:
                         yield event
 

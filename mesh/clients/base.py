@@ -36,6 +36,7 @@ class AsyncClient:
         target: "host:port", several separated by commas, or "dns:///name:port".
         circuit_breaker: one of your own, for example to share or to tune it; otherwise made from ``hop``.
         hop: limits and times of the hop.
+        name: of the hop in metrics and status, where one service is reached by several.
         transport: how to wait; leave it out.
     """
 
@@ -50,10 +51,11 @@ class AsyncClient:
         *,
         circuit_breaker: CircuitBreaker | None = None,
         hop: HopSettings | None = None,
+        name: str = "",
         transport: Transport | None = None,
     ) -> None:
         self.hop = Hop(
-            self.hop_name,
+            name or self.hop_name,
             self.service,
             target,
             transport=transport or AioTransport(),

@@ -1,122 +1,77 @@
-"""The LLM worker's client: a chat or a prompt in, text out, piece by piece."""
+"""The LLM worker's client: a chat or a prompt in, text and tool calls out, piece by piece or whole."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
+from typing import Any
 
 from mesh.clients.base import AsyncClient, SyncClient, whole_characters
+from mesh.clients.llm_wire import (
+    chat_to_wire,
+    completion_to_wire,
+    event_from_wire,
+    first_form_from_wire,
+    generation_to_wire,
+    load_from_wire,
+)
 from mesh.deadline import Deadline
 from mesh.errors import InvalidRequest, Unavailable
+from mesh.generation import (
+    Answer,
+    Event,
+    Finish,
+    FinishReason,
+    Generation,
+    Header,
+    Load,
+    Message,
+    Piece,
+    ResponseFormat,
+    Role,
+    Sampling,
+    Timings,
+    TokenCount,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    ToolChoiceMode,
+    Usage,
+    fold,
+)
 from mesh.pb.llm.v1 import llm_pb2 as pb
 from mesh.pb.llm.v1.llm_pb2_grpc import LlmServiceStub
 
+__all__ = [
+    "Answer",
+    "AsyncLLMServiceClient",
+    "ChatMessage",
+    "Event",
+    "Finish",
+    "FinishReason",
+    "Generation",
+    "Header",
+    "LLMInfo",
+    "LLMLimits",
+    "LLMModel",
+    "LLMServiceClient",
+    "Load",
+    "Piece",
+    "ResponseFormat",
+    "Role",
+    "Sampling",
+    "Timings",
+    "TokenCount",
+    "Tool",
+    "ToolCall",
+    "ToolChoice",
+    "ToolChoiceMode",
+    "Usage",
+]
 
-class Role(Enum):
-    """Who speaks in a chat."""
-
-    SYSTEM = "system"
-    USER = "user"
-    ASSISTANT = "assistant"
-    TOOL = "tool"
-
-
-class FinishReason(Enum):
-    """Why the text ended."""
-
-    STOP = "stop"
-    LENGTH = "length"
-    CONTENT_FILTER = "content_filter"
-
-
-@dataclass(frozen=True, slots=True)
-class ChatMessage:
-    """One message of a chat; ``name`` is the speaker's, where a template uses it."""
-
-    role: Role
-    content: str
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How tokens are chosen; None leaves the engine's default. Bounds: llm.v1.Sampling."""
-
-    temperature: float | None = None
-    top_p: float | None = None
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
-    """What to write: the answer to ``messages``, or the continuation of ``prompt`` as it stands; give one of them."""
-
-    messages: tuple[ChatMessage, ...] = ()
-    prompt: str | None = None
-    model: str = ""
-    sampling: Sampling = field(default_factory=Sampling)
-
-
-@dataclass(frozen=True, slots=True)
-class GenerateHeader:
-    """The first event: who writes."""
-
-    model: str
-    created_unix_seconds: int
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Some of the text."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class LLMUsage:
-    """Tokens read and written."""
-
-    prompt_tokens: int
-    completion_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class LLMTimings:
-    """Where the time went in the worker, in microseconds."""
-
-    total_us: int
-    queue_us: int
-    first_token_us: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The last event of a whole stream."""
-
-    reason: FinishReason
-    usage: LLMUsage
-    timings: LLMTimings
-
-
-GenerateEvent = GenerateHeader | Piece | Finish
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A whole answer."""
-
-    model: str
-    created_unix_seconds: int
-    text: str
-    reason: FinishReason
-    usage: LLMUsage
-    timings: LLMTimings
+ChatMessage = Message
+"""The name under which callers know a `mesh.generation.Message`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,17 +94,19 @@ class LLMLimits:
     max_request_bytes: int
     max_concurrent_requests: int
     max_queued_requests: int
+    max_choices: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class LLMInfo:
-    """What the worker serves, and with which engine."""
+    """What the worker serves, with which engine, and what that can do beyond plain text."""
 
     models: tuple[LLMModel, ...]
     limits: LLMLimits
     version: str
     engine: str
     engine_version: str
+    abilities: tuple[str, ...] = ()
 
 
 class AsyncLLMServiceClient(AsyncClient):
@@ -158,53 +115,79 @@ class AsyncLLMServiceClient(AsyncClient):
     hop_name = "llm"
     service = "llm.v1.LlmService"
     stub_class = LlmServiceStub
-    idempotent_methods = ("Info",)
+    idempotent_methods = ("CountTokens", "GetLoad", "Info")
 
-    async def generate(
-        self, request: Generation, *, deadline: Deadline | None = None
-    ) -> AsyncGenerator[GenerateEvent, None]:
-        """One GenerateHeader, Pieces, one Finish.
+    async def generate(self, request: Generation, *, deadline: Deadline | None = None) -> AsyncGenerator[Event, None]:
+        """One Header, Pieces, one Finish. The Header comes with the first Piece.
 
         Raises:
             MeshError: also Unavailable when the stream ends without its Finish: a broken answer is never taken for a
                 whole one.
         """
+        _require_one_input(request)
         with whole_characters():
-            wire = _to_wire(request)
+            if request.prompt is None:
+                replies = self.hop.stream(self._stub.Chat, chat_to_wire(request), deadline=deadline)
+            else:
+                replies = self.hop.stream(self._stub.Complete, completion_to_wire(request), deadline=deadline)
+        async with aclosing(self._events(replies, event_from_wire)) as events:
+            async for event in events:
+                yield event
+
+    async def generate_text(
+        self, request: Generation, *, deadline: Deadline | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """As `generate`, by the RPC of earlier versions: for a worker that has no other yet.
+
+        Raises:
+            InvalidRequest: the request asks for more than one text, which that RPC cannot express.
+            MeshError: as `generate`.
+        """
+        _require_one_input(request)
+        if request.tools or request.tool_choice or request.response_format or request.choices > 1:
+            raise InvalidRequest("Tools, formats and several choices need generate.", param="tools")
+        with whole_characters():
+            replies = self.hop.stream(self._stub.Generate, generation_to_wire(request), deadline=deadline)
+        async with aclosing(self._events(replies, first_form_from_wire)) as events:
+            async for event in events:
+                yield event
+
+    async def _events(
+        self, replies: AsyncGenerator[Any, None], read: Callable[[Any], Event | None]
+    ) -> AsyncGenerator[Event, None]:
         finish: Finish | None = None
         # Read to the end also after the finish: a stream that is left early counts as cancelled, not as answered.
-        async with aclosing(self.hop.stream(self._stub.Generate, wire, deadline=deadline)) as replies:
+        async with aclosing(replies):
             async for reply in replies:
-                event = _event_from_wire(reply)
+                event = read(reply)
                 if isinstance(event, Finish):
                     finish = event
-                else:
+                elif event is not None:
                     yield event
         if finish is None:
             raise Unavailable("The answer ended before it was whole.", reason="BROKEN_STREAM", hop=self.hop_name)
         yield finish
 
-    async def complete(self, request: Generation, *, deadline: Deadline | None = None) -> Completion:
+    async def complete(self, request: Generation, *, deadline: Deadline | None = None) -> Answer:
         """The whole answer at once. Raises MeshError."""
-        header = GenerateHeader("", 0)
-        pieces: list[str] = []
-        async with aclosing(self.generate(request, deadline=deadline)) as events:
-            async for event in events:
-                match event:
-                    case GenerateHeader():
-                        header = event
-                    case Piece():
-                        pieces.append(event.text)
-                    case Finish():
-                        return Completion(
-                            header.model,
-                            header.created_unix_seconds,
-                            "".join(pieces),
-                            event.reason,
-                            event.usage,
-                            event.timings,
-                        )
-        raise AssertionError("generate ends with Finish or raises")
+        return await gathered(self.generate(request, deadline=deadline))
+
+    async def count_tokens(self, request: Generation, *, deadline: Deadline | None = None) -> TokenCount:
+        """What the request's prompt takes of the context. Raises MeshError."""
+        _require_one_input(request)
+        with whole_characters():
+            wire = (
+                pb.CountTokensRequest(chat=chat_to_wire(request))
+                if request.prompt is None
+                else pb.CountTokensRequest(complete=completion_to_wire(request))
+            )
+        reply = await self.hop.call(self._stub.CountTokens, wire, deadline=deadline, evidence=False)
+        return TokenCount(reply.model, reply.prompt_tokens, reply.context_tokens)
+
+    async def load(self, *, deadline: Deadline | None = None) -> Load:
+        """How busy the worker is. Raises MeshError."""
+        reply = await self.hop.call(self._stub.GetLoad, pb.GetLoadRequest(), deadline=deadline, evidence=False)
+        return load_from_wire(reply)
 
     async def info(self, *, deadline: Deadline | None = None) -> LLMInfo:
         """What the worker serves. Raises MeshError."""
@@ -220,10 +203,12 @@ class AsyncLLMServiceClient(AsyncClient):
                 limits.max_request_bytes,
                 limits.max_concurrent_requests,
                 limits.max_queued_requests,
+                max(1, limits.max_choices),
             ),
             version=reply.version,
             engine=reply.engine,
             engine_version=reply.engine_version,
+            abilities=tuple(reply.abilities),
         )
 
 
@@ -236,54 +221,39 @@ class LLMServiceClient(SyncClient[AsyncLLMServiceClient]):
 
     async_class = AsyncLLMServiceClient
 
-    def generate(self, request: Generation, *, deadline: Deadline | None = None) -> Iterator[GenerateEvent]:
-        """One GenerateHeader, Pieces, one Finish. Raises MeshError."""
+    def generate(self, request: Generation, *, deadline: Deadline | None = None) -> Iterator[Event]:
+        """One Header, Pieces, one Finish. Raises MeshError."""
         return self._iterate(self._client.generate(request, deadline=deadline))
 
-    def complete(self, request: Generation, *, deadline: Deadline | None = None) -> Completion:
+    def generate_text(self, request: Generation, *, deadline: Deadline | None = None) -> Iterator[Event]:
+        """As `generate`, by the RPC of earlier versions. Raises MeshError."""
+        return self._iterate(self._client.generate_text(request, deadline=deadline))
+
+    def complete(self, request: Generation, *, deadline: Deadline | None = None) -> Answer:
         """The whole answer at once. Raises MeshError."""
         return self._run(self._client.complete(request, deadline=deadline))
+
+    def count_tokens(self, request: Generation, *, deadline: Deadline | None = None) -> TokenCount:
+        """What the request's prompt takes of the context. Raises MeshError."""
+        return self._run(self._client.count_tokens(request, deadline=deadline))
+
+    def load(self, *, deadline: Deadline | None = None) -> Load:
+        """How busy the worker is. Raises MeshError."""
+        return self._run(self._client.load(deadline=deadline))
 
     def info(self, *, deadline: Deadline | None = None) -> LLMInfo:
         """What the worker serves. Raises MeshError."""
         return self._run(self._client.info(deadline=deadline))
 
 
-def _to_wire(request: Generation) -> pb.GenerateRequest:
+async def gathered(events: AsyncIterator[Event]) -> Answer:
+    """The whole answer that a stream of events amounts to. Raises what the stream raises."""
+    # Closed also where it is not read to its end: that cancels the call.
+    source: Any = events
+    async with aclosing(source):
+        return fold([event async for event in source])
+
+
+def _require_one_input(request: Generation) -> None:
     if bool(request.messages) == (request.prompt is not None):
         raise InvalidRequest("Give either messages or a prompt, and not both.", param="messages")
-    sampling = request.sampling
-    wire = pb.GenerateRequest(
-        model=request.model,
-        sampling=pb.Sampling(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_tokens,
-            stop=sampling.stop,
-            seed=sampling.seed,
-            presence_penalty=sampling.presence_penalty,
-            frequency_penalty=sampling.frequency_penalty,
-        ),
-    )
-    if request.prompt is not None:
-        wire.prompt = request.prompt
-    for message in request.messages:
-        wire.chat.messages.add(
-            role=pb.Role.Value(f"ROLE_{message.role.name}"), content=message.content, name=message.name
-        )
-    return wire
-
-
-def _event_from_wire(reply: pb.GenerateResponse) -> GenerateEvent:
-    kind = reply.WhichOneof("frame")
-    if kind == "header":
-        return GenerateHeader(reply.header.model, reply.header.created_unix_seconds)
-    if kind == "piece":
-        return Piece(reply.piece.text)
-    finish = reply.finish
-    name = pb.FinishReason.Name(finish.reason).removeprefix("FINISH_REASON_")
-    return Finish(
-        reason=FinishReason[name] if name in FinishReason.__members__ else FinishReason.STOP,
-        usage=LLMUsage(finish.usage.prompt_tokens, finish.usage.completion_tokens),
-        timings=LLMTimings(finish.timings.total_us, finish.timings.queue_us, finish.timings.first_token_us),
-    )

@@ -13,7 +13,7 @@ import types
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
@@ -224,6 +224,9 @@ def _cell(text: str) -> str:
 
 
 def _section(field: FieldInfo) -> type[BaseModel] | None:
+    """The section that a field is; None for a plain field, and for one that holds sections by names."""
+    if get_origin(field.annotation) is dict:
+        return None
     candidates = (field.annotation, *get_args(field.annotation))
     return next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
@@ -233,6 +236,8 @@ _NAMES = {str: "text", int: "whole number", float: "number", bool: "true or fals
 
 def _kind(annotation: Any) -> str:
     """A type in an operator's words."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in inner)
@@ -242,9 +247,13 @@ def _kind(annotation: Any) -> str:
         return f"list of {_kind(inner[0])}"
     if origin is dict:
         return f"map from {_kind(inner[0])} to {_kind(inner[1])}"
-    if annotation not in _NAMES:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        word: str | None = f"{{{', '.join(annotation.model_fields)}}}"
+    else:
+        word = _NAMES.get(annotation)
+    if word is None:
         raise ValueError(f"The reference has no word for {annotation!r}; give it one.")
-    return _NAMES[annotation]
+    return word
 
 
 def _bounds(constraints: Sequence[Any]) -> str:

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Iterable
 from prometheus_client.metrics_core import Metric
 
 from llm_service.__main__ import make_capability
+from llm_service.abilities import ALL_ABILITIES
 from llm_service.engines import Served
 from llm_service.generation import Accepted, Ended, EngineEvent, FinishReason, Generation, Piece, Usage
 from llm_service.load import EngineLoad
@@ -27,6 +28,7 @@ class CountingEngine:
 
     name = "counting"
     concurrency = 32
+    abilities = ALL_ABILITIES
 
     async def start(self) -> Served:
         """Serves at once."""
@@ -46,7 +48,7 @@ class CountingEngine:
         for number in range(int(count)):
             await asyncio.sleep(seconds)
             yield Piece(f"{number} ")
-        yield Ended(FinishReason.STOP, Usage(3, int(count)))
+        yield Ended.one(FinishReason.STOP, Usage(3, int(count)))
 
     async def count(self, request: Generation) -> int:
         """What every answer's usage says."""

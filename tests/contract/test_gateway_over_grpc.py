@@ -257,13 +257,22 @@ class ScriptedWriter(LlmServiceServicer):
         self.paused = asyncio.Event()
         self.cancelled = asyncio.Event()
 
-    async def Generate(
-        self, request: llm_pb2.GenerateRequest, context: ServicerContext
-    ) -> AsyncIterator[llm_pb2.GenerateResponse]:
-        """Header, two pieces, and no finish."""
-        yield llm_pb2.GenerateResponse(header=llm_pb2.GenerateHeader(model="scripted"))
-        yield llm_pb2.GenerateResponse(piece=llm_pb2.GeneratePiece(text="one "))
-        yield llm_pb2.GenerateResponse(piece=llm_pb2.GeneratePiece(text="two"))
+    async def Chat(self, request: llm_pb2.ChatRequest, context: ServicerContext) -> AsyncIterator[llm_pb2.ChatResponse]:
+        """Start, two deltas, and no finish."""
+        async for frame in self._frames():
+            yield llm_pb2.ChatResponse(**frame)
+
+    async def Complete(
+        self, request: llm_pb2.CompleteRequest, context: ServicerContext
+    ) -> AsyncIterator[llm_pb2.CompleteResponse]:
+        """The same."""
+        async for frame in self._frames():
+            yield llm_pb2.CompleteResponse(**frame)
+
+    async def _frames(self) -> AsyncIterator[dict[str, Any]]:
+        yield {"start": llm_pb2.AnswerStart(model="scripted")}
+        yield {"delta": llm_pb2.AnswerDelta(text="one ")}
+        yield {"delta": llm_pb2.AnswerDelta(text="two")}
         self.paused.set()
         if isinstance(self.then, Exception):
             raise self.then

@@ -8,13 +8,24 @@ import struct
 from collections.abc import Iterator
 
 import openai
+import pydantic
 import pytest
-from openai.types.chat import ChatCompletionUserMessageParam
+from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionUserMessageParam
 
 from gateway.settings import GatewaySettings
 from gateway.testing import CHAT_MODEL, DIMENSIONS, EMBEDDING_MODEL, FakePeers, RunningGateway
 from mesh.clients.llm import Role
-from mesh.errors import InvalidRequest, Overloaded, Unavailable
+from mesh.errors import InvalidRequest, Overloaded, Unavailable, WrongState
+from mesh.generation import (
+    Ending,
+    FinishReason,
+    Piece,
+    ResponseFormat,
+    TokenLogprob,
+    ToolCallDelta,
+    ToolChoiceMode,
+    TopLogprob,
+)
 
 HELLO: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "Hi"}]
 
@@ -194,6 +205,112 @@ def test_completions(client: openai.OpenAI) -> None:
     assert whole.choices[0].text == "Hello!"
     streamed = client.completions.create(model=CHAT_MODEL, prompt="Once", stream=True)
     assert "".join(chunk.choices[0].text for chunk in streamed) == "Hello!"
+
+
+LOOK: ChatCompletionFunctionToolParam = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "description": "Looks somewhere.",
+        "parameters": {"type": "object", "properties": {"at": {"type": "integer"}}, "required": ["at"]},
+        "strict": True,
+    },
+}
+CALLED = (
+    Piece(tool_calls=(ToolCallDelta(0, "call_7", "look"),)),
+    Piece(tool_calls=(ToolCallDelta(0, arguments='{"at": '),)),
+    Piece(tool_calls=(ToolCallDelta(0, arguments="3}"),)),
+)
+
+
+def test_a_tool_is_called_and_its_result_sent_back(gateway: RunningGateway, client: openai.OpenAI) -> None:
+    """The SDK's own message with the call goes back as it came, and the result with it."""
+    writer = gateway.peers.writer
+    writer.pieces, writer.endings = CALLED, (Ending(FinishReason.TOOL_CALLS),)
+    answer = client.chat.completions.create(model="", messages=HELLO, tools=[LOOK], tool_choice="required")
+    assert answer.choices[0].finish_reason == "tool_calls"
+    message = answer.choices[0].message
+    assert message.tool_calls is not None
+    (call,) = message.tool_calls
+    assert call.type == "function"
+    assert (call.id, call.function.name, call.function.arguments) == ("call_7", "look", '{"at": 3}')
+    assert writer.calls[-1].arguments[0].tool_choice.mode is ToolChoiceMode.REQUIRED
+    writer.pieces, writer.endings = ("A cat.",), (Ending(FinishReason.STOP),)
+    second = client.chat.completions.create(
+        model="",
+        messages=[
+            *HELLO,
+            message.to_dict(),  # type: ignore[list-item]  # as the SDK's documentation sends it back
+            {"role": "tool", "tool_call_id": call.id, "content": "A cat."},
+        ],
+        tools=[LOOK],
+    )
+    assert second.choices[0].message.content == "A cat."
+    asked = writer.calls[-1].arguments[0]
+    assert [message.role for message in asked.messages] == [Role.USER, Role.ASSISTANT, Role.TOOL]
+    assert asked.messages[1].tool_calls[0].arguments == '{"at": 3}'
+
+
+async def test_tool_calls_streamed_through_the_accumulating_helper(gateway: RunningGateway) -> None:
+    """The SDK gathers the deltas of the arguments, and parses what they amount to."""
+    writer = gateway.peers.writer
+    writer.pieces, writer.endings = CALLED, (Ending(FinishReason.TOOL_CALLS),)
+    async with async_client(gateway) as client:
+        async with client.chat.completions.stream(model="", messages=HELLO, tools=[LOOK]) as stream:
+            kinds = [event.type async for event in stream]
+            completion = await stream.get_final_completion()
+    assert "tool_calls.function.arguments.done" in kinds
+    calls = completion.choices[0].message.tool_calls
+    assert calls is not None
+    assert calls[0].function.parsed_arguments == {"at": 3}
+
+
+class Port(pydantic.BaseModel):
+    """What a parsed answer becomes."""
+
+    port: int
+
+
+def test_an_answer_is_parsed_by_its_schema(gateway: RunningGateway, client: openai.OpenAI) -> None:
+    """The SDK's parse sends the model's schema, and reads the answer with it."""
+    gateway.peers.writer.pieces = ('{"port": ', "8000}")
+    parsed = client.chat.completions.parse(model="", messages=HELLO, response_format=Port)
+    assert parsed.choices[0].message.parsed == Port(port=8000)
+    wanted = gateway.peers.writer.calls[-1].arguments[0].response_format
+    assert isinstance(wanted, ResponseFormat)
+    assert (wanted.name, wanted.strict) == ("Port", True)
+    assert '"port"' in (wanted.schema or "")
+
+
+def test_several_choices_with_probabilities(gateway: RunningGateway, client: openai.OpenAI) -> None:
+    """n, seed, stop, logprobs and top_logprobs reach the worker, and come back where the SDK reads them."""
+    told = TokenLogprob("a", b"a", -0.5, (TopLogprob("b", b"b", -1.5),))
+    writer = gateway.peers.writer
+    writer.pieces = (Piece("a", logprobs=(told,)), Piece("c", 1))
+    writer.endings = (Ending(FinishReason.STOP, "END"), Ending(FinishReason.LENGTH))
+    answer = client.chat.completions.create(
+        model="", messages=HELLO, n=2, seed=7, stop=["END"], logprobs=True, top_logprobs=1, max_completion_tokens=9
+    )
+    assert [choice.message.content for choice in answer.choices] == ["a", "c"]
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert (logprobs.content[0].token, logprobs.content[0].top_logprobs[0].logprob) == ("a", -1.5)
+    sampling = writer.calls[-1].arguments[0].sampling
+    assert (sampling.n, sampling.seed, sampling.stop, sampling.top_logprobs) == (2, 7, ("END",), 1)
+    plain = client.completions.create(model="", prompt="Once", logprobs=1, n=2)
+    assert plain.choices[0].logprobs is not None
+    assert plain.choices[0].logprobs.top_logprobs == [{"b": -1.5}]
+
+
+def test_what_the_engine_cannot_do_is_told(gateway: RunningGateway, client: openai.OpenAI) -> None:
+    """A conflict that the SDK does not repeat, with the field at fault."""
+    gateway.peers.writer.error = WrongState("No tools.", reason="UNSUPPORTED_BY_ENGINE", param="tools")
+    again = client.with_options(max_retries=3)
+    with pytest.raises(openai.ConflictError) as caught:
+        again.chat.completions.create(model="", messages=HELLO, tools=[LOOK])
+    assert (caught.value.code, caught.value.param) == ("unsupported_by_engine", "tools")
+    assert len(gateway.peers.writer.calls) == 1
 
 
 def test_models(client: openai.OpenAI) -> None:

@@ -123,7 +123,10 @@ CALLS: dict[type[AsyncClient], dict[str, Callable[[Any], Awaitable[Any]]]] = {
     },
     AsyncLLMServiceClient: {
         "generate": lambda client: drained(client.generate(GENERATION)),
+        "generate_text": lambda client: drained(client.generate_text(GENERATION)),
         "complete": lambda client: client.complete(GENERATION),
+        "count_tokens": lambda client: client.count_tokens(GENERATION),
+        "load": lambda client: client.load(),
         "info": lambda client: client.info(),
     },
     AsyncChunkingServiceClient: {

@@ -23,7 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from llm_service.__main__ import make_capability
 from llm_service.servicer import SERVICE
 from llm_service.settings import LlmSettings
-from mesh.clients.llm import AsyncLLMServiceClient, ChatMessage, Finish, GenerateEvent, Generation, Piece, Role
+from mesh.clients.llm import AsyncLLMServiceClient, ChatMessage, Event, Finish, Generation, Piece, Role
 from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, Internal, MeshError, Unavailable
 from mesh.testing import serve
@@ -134,7 +134,7 @@ async def answered(running: Running, within: float = 20.0) -> float:
 async def test_an_engine_killed_mid_stream_is_typed_at_once_and_replaced(make: Make) -> None:
     """The client hears ENGINE_LOST within a second after the last good piece, never a Finish; then it serves again."""
     running = await make()
-    seen: list[GenerateEvent] = []
+    seen: list[Event] = []
     killed_at = 0.0
 
     async def read() -> None:
@@ -332,7 +332,7 @@ async def test_sigterm_lets_a_stream_finish_and_leaves_no_process(worker: Worker
     """The answer under way comes whole, the exit code is 0, and neither engine nor tether stays."""
     family = worker.family()
     assert len(family) == 2
-    events: list[GenerateEvent] = []
+    events: list[Event] = []
     async for event in worker.client.generate(chat("pieces 20")):
         events.append(event)
         if len(events) == 3:

@@ -6,19 +6,35 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 
 import pytest
 
-from llm_service.generation import Accepted, EngineEvent, Piece
+from llm_service.abilities import Ability
+from llm_service.generation import Accepted, Ended, Ending, EngineEvent, FinishReason, Load, Piece
 from llm_service.generation import Generation as WireGeneration
+from llm_service.load import EngineLoad
 from llm_service.metrics import RUNNING, WAITING
 from llm_service.servicer import SERVICE, LlmServicer
 from llm_service.testing import ScriptedEngine, written
 from llm_service.writer import Limits, Writer
-from mesh.clients.llm import AsyncLLMServiceClient, ChatMessage, Finish, GenerateEvent, Generation, Role, Sampling
+from mesh import generation
+from mesh.clients.llm import AsyncLLMServiceClient, ChatMessage, Event, Finish, Generation, Role, Sampling
 from mesh.context import CallContext, Priority, current_call
 from mesh.deadline import Deadline
-from mesh.errors import DeadlineExceeded, InvalidRequest, NotFound, Overloaded, Unavailable
+from mesh.errors import DeadlineExceeded, InvalidRequest, MeshError, NotFound, Overloaded, Unavailable, WrongState
+from mesh.generation import (
+    Header,
+    Image,
+    ResponseFormat,
+    TokenCount,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    ToolChoice,
+    ToolChoiceMode,
+    Usage,
+)
 from mesh.serving import Capability
 from mesh.testing import serve, until_serving
 
@@ -43,7 +59,7 @@ async def connect() -> AsyncIterator[Connect]:
         yield one
 
 
-async def _collect(client: AsyncLLMServiceClient, seen: list[GenerateEvent]) -> None:
+async def _collect(client: AsyncLLMServiceClient, seen: list[Event]) -> None:
     async for event in client.generate(CHAT):
         seen.append(event)
 
@@ -53,15 +69,77 @@ async def test_a_whole_answer(connect: Connect) -> None:
     engine = ScriptedEngine(written("Hello", ", wörld"))
     client = await connect(engine)
     answer = await client.complete(CHAT)
-    assert (
-        answer.text,
-        answer.model,
-        answer.usage.prompt_tokens,
-        answer.usage.completion_tokens,
-    ) == ("Hello, wörld", "scripted-model", 3, 2)
+    assert (answer.text, answer.model, answer.usage) == ("Hello, wörld", "scripted-model", Usage(3, 2))
     assert engine.requests[0].messages[0].content == "Say it."
     assert engine.requests[0].sampling.temperature == 0.0
     assert engine.requests[0].sampling.top_p is None
+
+
+async def test_a_prompt_is_continued_and_earlier_clients_are_served(connect: Connect) -> None:
+    """Chat, Complete and the RPC of earlier versions write the same."""
+    client = await connect(ScriptedEngine(written("Hello", "!")))
+    assert (await client.complete(Generation(prompt="Say it."))).text == "Hello!"
+    events = [event async for event in client.generate_text(CHAT)]
+    assert "".join(event.text for event in events if isinstance(event, Piece)) == "Hello!"
+    assert isinstance(events[-1], Finish)
+    with pytest.raises(InvalidRequest):
+        await anext(client.generate_text(replace(CHAT, tools=(Tool("look"),))))
+
+
+async def test_tools_and_choices_cross_the_wire(connect: Connect) -> None:
+    """What is asked reaches the engine as it was sent, and what the engine calls comes back whole."""
+    call = Piece(choice=1, tool_calls=(ToolCallDelta(0, "c1", "look", "{}"),))
+    endings = (Ending(FinishReason.STOP, "END"), Ending(FinishReason.TOOL_CALLS))
+    engine = ScriptedEngine([Accepted(Usage(3, 0)), Piece("no"), call, Ended(endings, Usage(3, 2))])
+    client = await connect(engine)
+    request = replace(CHAT, tools=(Tool("look"),), sampling=Sampling(n=2), response_format=ResponseFormat())
+    answer = await client.complete(request)
+    assert [choice.ending for choice in answer.choices] == list(endings)
+    assert (answer.text, answer.choices[1].tool_calls) == ("no", (ToolCall("c1", "look", "{}"),))
+    assert replace(engine.requests[0], prompt_tokens=0) == request
+    headers = [event async for event in client.generate(request) if isinstance(event, Header)]
+    assert [header.usage for header in headers] == [Usage(3, 0)]
+
+
+async def test_tokens_are_counted_and_the_load_is_told_beside_a_long_answer(connect: Connect) -> None:
+    """Neither waits for the engine to be free."""
+    engine = ScriptedEngine([Accepted(), ScriptedEngine.HOLD])
+    engine.engine_load = EngineLoad(running=1, waiting=0, kv_used=0.5)
+    client = await connect(engine)
+    writing = asyncio.create_task(client.complete(CHAT))
+    await engine.busy.wait()
+    assert await client.count_tokens(CHAT) == TokenCount("scripted-model", 2, 128)
+    assert await client.count_tokens(Generation(prompt="one two three")) == TokenCount("scripted-model", 3, 128)
+    assert await client.load() == Load(1, 0, 1, 0, generation.EngineLoad(1, 0, 0.5))
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "reason"),
+    [
+        (Generation(messages=CHAT.messages, sampling=Sampling(n=10_000)), InvalidRequest, "INVALID_REQUEST"),
+        (Generation(messages=CHAT.messages, tools=(Tool("a"),), tool_choice=ToolChoice(ToolChoiceMode.NAMED, "b")),
+         InvalidRequest, "UNKNOWN_TOOL"),
+        (Generation(messages=CHAT.messages, response_format=ResponseFormat('{"type": "strnig"}', "a")),
+         InvalidRequest, "INVALID_JSON_SCHEMA"),
+        (Generation(messages=CHAT.messages, tools=(Tool("a"),)), WrongState, "UNSUPPORTED_BY_ENGINE"),
+        (Generation(messages=(ChatMessage(Role.USER, parts=(Image(b"x", "image/png"),)),)), WrongState, "NO_IMAGES"),
+    ],
+    ids=["n", "unknown tool", "broken schema", "no tools", "an image"],
+)  # fmt: skip
+async def test_what_cannot_be_done_is_typed_and_harms_nobody(
+    connect: Connect, request_: Generation, error: type[MeshError], reason: str
+) -> None:
+    """The engine never hears of it, and writes the next answer."""
+    engine = ScriptedEngine()
+    engine.abilities = frozenset({Ability.JSON_SCHEMA})
+    client = await connect(engine)
+    with pytest.raises(error) as caught:
+        await client.complete(request_)
+    assert caught.value.reason == reason
+    assert engine.requests == []
+    assert (await client.complete(CHAT)).text == "one two"
 
 
 async def test_pieces_arrive_as_they_are_written(connect: Connect) -> None:
@@ -82,7 +160,7 @@ async def test_an_engine_lost_at_any_frame_is_unavailable(connect: Connect, posi
     script: list[object] = list(written("one", " two"))
     script[position:] = [Unavailable("The engine was lost.", reason="ENGINE_LOST")]
     client = await connect(ScriptedEngine(script))
-    seen: list[GenerateEvent] = []
+    seen: list[Event] = []
     with pytest.raises(Unavailable) as caught:
         await _collect(client, seen)
     assert caught.value.reason == "ENGINE_LOST"

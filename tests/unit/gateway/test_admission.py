@@ -32,6 +32,8 @@ INFERENCE = [
     ("/v1/embeddings", "embedder", "error"),
     ("/v1/chat/completions", "writer", "error"),
     ("/v1/completions", "writer", "error"),
+    ("/v1/messages", "writer", "error"),
+    ("/v1/messages/count_tokens", "writer", "error"),
     ("/v2/rerank", "reranker", "message"),
     ("/v1/rerank", "reranker", "detail"),
     ("/embed", "embedder", "error_type"),
@@ -56,7 +58,7 @@ async def test_a_full_hop_refuses_before_the_body_is_read(
     request = RawRequest("POST", path, {"content-type": kind, "content-length": "1000"})
     await request.start(app)
     headers = dict(request.sent[0]["headers"])
-    assert request.status == 429
+    assert request.status == (529 if path.startswith("/v1/messages") else 429)
     assert key in json.loads(request.body)
     assert (headers[b"retry-after"], headers[b"retry-after-ms"]) == (b"1", b"250")
     assert getattr(peers, peer).calls == []

@@ -59,6 +59,28 @@ async def test_a_stream_opens_with_the_role_and_ends_with_done(client: httpx.Asy
     assert answer.headers["x-accel-buffering"] == "no"
 
 
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize("position", range(4))
+async def test_an_answer_that_breaks_at_any_frame_never_looks_whole(
+    client: httpx.AsyncClient, peers: FakePeers, path: str, position: int
+) -> None:
+    """Before the first piece it is a status; after it an error event behind the exact beginning, and no [DONE]."""
+    peers.writer.break_with = Unavailable("The worker went away.", hop="llm")
+    peers.writer.break_after = position
+    answer = await client.post(path, json={**(HELLO if path == CHAT else {"prompt": "a"}), "stream": True})
+    if position == 0:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+        return
+    *chunks, error = events_of(answer)
+    assert error["error"]["message"] == "The worker went away."
+    texts = [choice.get("text") or choice.get("delta", {}).get("content", "") for (choice,) in
+             (chunk["choices"] for chunk in chunks)]  # fmt: skip
+    assert "".join(texts) == "".join(["Hel", "lo", "!"][:position])
+    assert all(choice["finish_reason"] is None for chunk in chunks for choice in chunk["choices"])
+    whole = await client.post(path, json=HELLO if path == CHAT else {"prompt": "a"})
+    assert whole.status_code == 503
+
+
 async def test_usage_is_a_chunk_of_its_own_when_asked_for(client: httpx.AsyncClient) -> None:
     """Every other chunk says usage null, and the last has no choices."""
     body = {**HELLO, "stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}}
@@ -138,15 +160,11 @@ async def test_text_parts_are_joined_and_roles_are_known(client: httpx.AsyncClie
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "required"),
+        ("tools[0]", {"tools": [{"type": "custom", "custom": {"name": "f"}}]}),
+        ("tool_choice", "perhaps"),
+        ("tool_choice", {"type": "allowed_tools", "allowed_tools": {}}),
         ("functions", [{"name": "f"}]),
-        ("response_format", {"type": "json_schema", "json_schema": {}}),
-        ("response_format", {"type": "json_object"}),
-        ("logprobs", True),
-        ("logprobs", 0),
-        ("top_logprobs", 3),
+        ("response_format", {"type": "grammar"}),
         ("logit_bias", {"50256": -100}),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "x"}),
@@ -158,7 +176,7 @@ async def test_what_would_change_the_answer_is_refused_by_name(
     client: httpx.AsyncClient, peers: FakePeers, field: str, value: Any
 ) -> None:
     """An unsupported parameter is never ignored."""
-    answer = await client.post(CHAT, json={**HELLO, field: value})
+    answer = await client.post(CHAT, json={**HELLO, **(value if "[" in field else {field: value})})
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (400, "unsupported_parameter", field)
     assert peers.writer.calls == []
@@ -188,7 +206,22 @@ async def test_what_asks_for_nothing_is_accepted(client: httpx.AsyncClient) -> N
             "messages[0].content[0]",
         ),
         ({"messages": [{"role": "user", "content": [7]}]}, "messages[0].content[0]"),
-        ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "messages"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].tool_call_id"),
+        ({**HELLO, "n": 10_000}, "n"),
+        ({**HELLO, "n": 0}, "n"),
+        ({**HELLO, "logprobs": 0}, "logprobs"),
+        ({**HELLO, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({**HELLO, "top_logprobs": 3}, "top_logprobs"),
+        ({**HELLO, "top_k": 0}, "top_k"),
+        ({**HELLO, "min_p": 2}, "min_p"),
+        ({**HELLO, "tool_choice": "required"}, "tool_choice"),
+        ({**HELLO, "tools": [{"type": "function", "function": {"name": "look up"}}]}, "tools[0].name"),
+        ({**HELLO, "response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}, "response_format"),
+        (
+            {**HELLO, "response_format": {"type": "json_schema", "json_schema": {"name": "", "schema": {}}}},
+            "response_format",
+        ),
         ({"messages": [{"role": "user", "content": "a"}] * 4097}, "messages"),
         ({**HELLO, "temperature": 2.5}, "temperature"),
         ({**HELLO, "temperature": "hot"}, "temperature"),
@@ -204,7 +237,11 @@ async def test_what_asks_for_nothing_is_accepted(client: httpx.AsyncClient) -> N
 async def test_bad_input_names_the_parameter(client: httpx.AsyncClient, body: dict[str, Any], param: str) -> None:
     """Every bound is checked here, as it is in the worker."""
     answer = await client.post(CHAT, json=body)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"].partition(".")[0] if param == "messages" else error["param"]) == (
+        400,
+        param,
+    )
 
 
 async def test_nan_is_no_temperature(client: httpx.AsyncClient) -> None:
@@ -241,7 +278,9 @@ async def test_completions_stream(client: httpx.AsyncClient) -> None:
         ({"prompt": "a", "echo": True}, "echo"),
         ({"prompt": "a", "best_of": 3}, "best_of"),
         ({"prompt": "a", "suffix": "z"}, "suffix"),
-        ({"prompt": "a", "logprobs": 0}, "logprobs"),
+        ({"prompt": "a", "logprobs": 21}, "logprobs"),
+        ({"prompt": "a", "logprobs": True}, "logprobs"),
+        ({"prompt": "a", "n": 10_000}, "n"),
     ],
 )
 async def test_completions_refuse_what_they_do_not_do(

@@ -20,7 +20,8 @@ async def test_every_route_is_documented_with_an_example(client: httpx.AsyncClie
     assert {"POST /v1/embeddings", "POST /v1/chat/completions", "POST /v2/rerank", "POST /v1/rerank", "POST /embed",
             "POST /rerank", "POST /v1/chunk", "GET /v1/gpu", "GET /v1/gpu/stream", "GET /status", "GET /metrics",
             "GET /v1/models", "GET /v1/models/{id}", "GET /health/live", "GET /health/ready",
-            "POST /v1/completions", "GET /info", "GET /health"} == set(operations)  # fmt: skip
+            "POST /v1/completions", "POST /v1/messages", "POST /v1/messages/count_tokens", "GET /info",
+            "GET /health"} == set(operations)  # fmt: skip
     for name, operation in operations.items():
         content = operation["responses"]["200"]["content"]
         if name.startswith("POST"):

@@ -28,6 +28,7 @@ PATHS = {
     Dialect.COHERE: "/v2/rerank",
     Dialect.JINA: "/v1/rerank",
     Dialect.TEI: "/embed",
+    Dialect.ANTHROPIC: "/v1/messages",
     Dialect.OURS: "/v1/chunk",
 }
 TEI_TYPES = {"Overloaded", "Validation", "Tokenizer", "Empty", "Backend", "Unhealthy"}
@@ -35,7 +36,7 @@ TEI_TYPES = {"Overloaded", "Validation", "Tokenizer", "Empty", "Backend", "Unhea
 
 def keys_of(dialect: Dialect, document: dict[str, Any]) -> set[str]:
     """The keys of the document that a client of the dialect reads."""
-    return set(document["error"]) if dialect is Dialect.OPENAI else set(document)
+    return set(document["error"]) if dialect in {Dialect.OPENAI, Dialect.ANTHROPIC} else set(document)
 
 
 @pytest.mark.parametrize("dialect", Dialect)
@@ -50,6 +51,7 @@ def test_every_class_has_a_row_in_every_dialect(error_class: type[MeshError], di
         Dialect.COHERE: {"message", "id"},
         Dialect.JINA: {"detail", "message", "id"},
         Dialect.TEI: {"error", "error_type"},
+        Dialect.ANTHROPIC: {"type", "message"},
     }
     if dialect is Dialect.OURS:
         assert {"type", "title", "status", "detail", "code", "hop", "retry_after", "trace_id", "request_id"} <= set(

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
 
-from llm_service.engines.completions import http_client, input_of, stream
-from llm_service.generation import Accepted, Ended, EngineEvent, FinishReason, Generation, Message, Piece, Role, Usage
-from mesh.errors import Internal, InvalidRequest, MeshError, NotFound, Overloaded, Unavailable
+from llm_service.engines.completions import http_client, stream
+from llm_service.generation import (
+    Accepted,
+    Ended,
+    Ending,
+    EngineEvent,
+    FinishReason,
+    Piece,
+    Usage,
+)
+from mesh.errors import Internal, InvalidRequest, MeshError, NotFound, Overloaded, Unavailable, WrongState
+from mesh.generation import (
+    TokenLogprob,
+    ToolCallDelta,
+    TopLogprob,
+)
 
 URL = "http://engine/v1/chat/completions"
 
@@ -47,12 +61,12 @@ DONE = b"data: [DONE]\n\n"
 
 
 async def answer(
-    *steps: bytes | Exception, status: int = 200, headers: dict[str, str] | None = None
+    *steps: bytes | Exception, status: int = 200, headers: dict[str, str] | None = None, n: int = 1
 ) -> list[EngineEvent]:
     """The events that come out when the engine answers so."""
     transport = httpx.MockTransport(lambda _: httpx.Response(status, stream=Body(*steps), headers=headers))
     async with http_client(stall_seconds=1.0, transport=transport) as client:
-        return [each async for each in stream(client, URL, {})]
+        return [each async for each in stream(client, URL, {"n": n})]
 
 
 async def test_a_whole_answer() -> None:
@@ -60,7 +74,7 @@ async def test_a_whole_answer() -> None:
     role = event(choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}}])
     usage = event(choices=[], usage={"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7})
     events = await answer(role, delta("Hel"), delta("lo"), finish(), usage, DONE)
-    assert [Accepted(), Piece("Hel"), Piece("lo"), Ended(FinishReason.STOP, Usage(5, 2))] == events
+    assert [Accepted(), Piece("Hel"), Piece("lo"), Ended.one(FinishReason.STOP, Usage(5, 2))] == events
 
 
 async def test_an_engine_that_ends_without_done() -> None:
@@ -68,13 +82,13 @@ async def test_an_engine_that_ends_without_done() -> None:
     assert await answer(delta("x"), finish("length", {"prompt_tokens": 1, "completion_tokens": 1})) == [
         Accepted(),
         Piece("x"),
-        Ended(FinishReason.LENGTH, Usage(1, 1)),
+        Ended.one(FinishReason.LENGTH, Usage(1, 1)),
     ]
 
 
 async def test_usage_is_never_invented() -> None:
     """An engine that does not count leaves the usage unknown."""
-    assert (await answer(delta("x"), finish(), DONE))[-1] == Ended(FinishReason.STOP, None)
+    assert (await answer(delta("x"), finish(), DONE))[-1] == Ended.one(FinishReason.STOP)
 
 
 async def test_plain_completions_have_their_text_elsewhere() -> None:
@@ -136,6 +150,10 @@ async def test_a_failure_in_the_stream_is_typed(line: bytes, error: type[MeshErr
         (500, b"Traceback: /secret/path", Internal, "ENGINE_FAILED"),
         (503, b"", Unavailable, "ENGINE_UNAVAILABLE"),
         (302, b"", Internal, "ENGINE_FAILED"),
+        (400, b"Invalid grammar: /secret", InvalidRequest, "INVALID_JSON_SCHEMA"),
+        (400, b"demo is not a multimodal model", WrongState, "NO_IMAGES"),
+        (400, b'"auto" tool choice requires --enable-auto-tool-choice', WrongState, "UNSUPPORTED_BY_ENGINE"),
+        (501, b"", InvalidRequest, "ENGINE_REFUSED"),
     ],
 )
 async def test_a_refusal_is_typed(status: int, body: bytes, error: type[MeshError], reason: str) -> None:
@@ -166,11 +184,117 @@ async def test_no_engine_at_all() -> None:
                 pass
 
 
-def test_chat_and_prompt_have_their_routes() -> None:
-    """Chats go to the chat route with roles and names, prompts to the plain one."""
-    messages = (Message(Role.SYSTEM, "Be brief."), Message(Role.USER, "Hi", "Ada"))
-    assert input_of(Generation(messages=messages)) == (
-        "/chat/completions",
-        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi", "name": "Ada"}]},
+async def test_choices_are_told_apart() -> None:
+    """Pieces and endings keep the number of their choice; the end comes when every choice has one."""
+    events = await answer(
+        event(choices=[{"index": 1, "delta": {"content": "b"}}, {"index": 0, "delta": {"content": "a"}}]),
+        event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop", "stop_reason": "END"}]),
+        event(choices=[{"index": 1, "delta": {}, "finish_reason": "length", "stop_reason": 7}]),
+        DONE,
+        n=2,
     )
-    assert input_of(Generation(prompt="Once")) == ("/completions", {"prompt": "Once"})
+    assert events == [
+        Accepted(),
+        Piece("b", 1),
+        Piece("a", 0),
+        Ended((Ending(FinishReason.STOP, "END"), Ending(FinishReason.LENGTH)), None),
+    ]
+
+
+async def test_a_choice_without_an_end_is_no_answer() -> None:
+    """One choice that ended does not make up for another that did not."""
+    with pytest.raises(Unavailable):
+        await answer(delta("a"), finish(), DONE, n=2)
+
+
+async def test_a_choice_that_nobody_asked_for_is_a_failure() -> None:
+    """An engine that counts wrong is not believed."""
+    with pytest.raises(Internal):
+        await answer(event(choices=[{"index": 9, "delta": {"content": "a"}}]), finish(), DONE)
+
+
+async def test_tool_calls_in_pieces() -> None:
+    """Id and name come first, arguments as they are written; engines that leave out the index are understood."""
+    events = await answer(
+        event(choices=[{"delta": {"tool_calls": [{"index": 0, "id": "c1", "function": {"name": "look"}}]}}]),
+        event(choices=[{"delta": {"tool_calls": [{"index": 0, "function": {"arguments": '{"at":'}}]}}]),
+        event(choices=[{"delta": {"tool_calls": [{"id": "c2", "function": {"name": "go", "arguments": {"x": 1}}}]}}]),
+        finish("tool_calls"),
+        DONE,
+    )
+    assert [piece.tool_calls for piece in events if isinstance(piece, Piece)] == [
+        (ToolCallDelta(0, "c1", "look"),),
+        (ToolCallDelta(0, arguments='{"at":'),),
+        (ToolCallDelta(0, "c2", "go", '{"x": 1}'),),
+    ]
+    assert events[-1] == Ended.one(FinishReason.TOOL_CALLS)
+
+
+async def test_thoughts_are_told_apart() -> None:
+    """By either of the two names that engines have for them."""
+    events = await answer(
+        event(choices=[{"delta": {"reasoning_content": "hm"}}]),
+        event(choices=[{"delta": {"reasoning": "so"}}]),
+        finish(),
+        DONE,
+    )
+    assert events[1:3] == [Piece(reasoning="hm"), Piece(reasoning="so")]
+
+
+async def test_logprobs_of_a_chat() -> None:
+    """Token, bytes and the likeliest others; minus infinity becomes what JSON can hold."""
+    said = {
+        "token": "é",
+        "logprob": -0.5,
+        "bytes": [195, 169],
+        "top_logprobs": [{"token": "e", "logprob": -1e30, "bytes": None}],
+    }
+    (piece,) = [
+        each
+        for each in await answer(
+            event(choices=[{"delta": {"content": "é"}, "logprobs": {"content": [said]}}]), finish(), DONE
+        )
+        if isinstance(each, Piece)
+    ]
+    assert piece.logprobs == (TokenLogprob("é", b"\xc3\xa9", -0.5, (TopLogprob("e", b"e", -9999.0),)),)
+
+
+async def test_logprobs_of_a_plain_completion() -> None:
+    """The older shape has one list per property, and its likeliest come in no order."""
+    said = {
+        "tokens": ["a", "b"],
+        "token_logprobs": [-0.5, -0.25],
+        "top_logprobs": [{"x": -3.0, "a": -0.5}, None],
+        "text_offset": [0, 1],
+    }
+    events = await answer(event(choices=[{"text": "ab", "logprobs": said}]), finish(), DONE)
+    assert events[1] == Piece(
+        "ab",
+        logprobs=(
+            TokenLogprob("a", b"a", -0.5, (TopLogprob("a", b"a", -0.5), TopLogprob("x", b"x", -3.0))),
+            TokenLogprob("b", b"b", -0.25),
+        ),
+    )
+
+
+async def test_the_prompts_usage_comes_with_the_first_chunk() -> None:
+    """Where the engine tells it there, and with what its cache held."""
+    usage = {"prompt_tokens": 5, "completion_tokens": 0, "prompt_tokens_details": {"cached_tokens": 4}}
+    first = event(choices=[{"delta": {"role": "assistant"}}], usage=usage)
+    assert (await answer(first, delta("x"), finish(), DONE))[0] == Accepted(Usage(5, 0, 4))
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        {"choices": [{"delta": {"tool_calls": [{"index": 10**12}]}}]},
+        {"choices": [{"delta": {"content": "a"}, "logprobs": {"content": [{"token": "a", "bytes": [999]}]}}]},
+        {"choices": [{"delta": {"content": "a"}, "logprobs": {"tokens": ["a"], "token_logprobs": []}}]},
+        {"choices": "none"},
+        {"error": {"message": "boom"}},
+    ],
+)
+async def test_nonsense_is_a_failure_and_no_end(chunk: dict[str, Any]) -> None:
+    """Whatever a chunk holds, it is understood or it is a typed error."""
+    with pytest.raises(Internal):
+        await answer(event(**chunk), finish(), DONE)

@@ -112,7 +112,7 @@ async def test_only_what_was_asked_is_sent() -> None:
     await engine.start()
     request = Generation(messages=(Message(Role.USER, "Is it?"),), sampling=Sampling(temperature=0.0, stop=("\n",)))
     events = [event async for event in engine.generate(await engine.prepare(request))]
-    assert [Piece("Yes."), Ended(FinishReason.STOP, Usage(4, 2))] == events[1:]
+    assert [Piece("Yes."), Ended.one(FinishReason.STOP, Usage(4, 2))] == events[1:]
     sent = server.requests[-1]
     assert json.loads(sent.content) == {
         "model": "a",

@@ -124,7 +124,7 @@ async def test_the_text_ends_before_the_stop_string(make: Make) -> None:
     request = await engine.prepare(chat("word", stop=("two",)))
     events = [event async for event in engine.generate(request)]
     assert "".join(event.text for event in events if isinstance(event, Piece)) == "one "
-    assert events[-1] == Ended(FinishReason.STOP, Usage(6, 3))
+    assert events[-1] == Ended.one(FinishReason.STOP, Usage(6, 3), stop="two")
 
 
 async def test_what_was_held_back_comes_at_the_end(make: Make) -> None:

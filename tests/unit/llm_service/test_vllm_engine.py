@@ -183,7 +183,7 @@ async def test_it_is_asked_in_openais_terms(make: Make) -> None:
     request = await engine.prepare(chat("word", temperature=0.5, seed=0, stop=("x",), presence_penalty=0.1))
     events = [event async for event in engine.generate(request)]
     assert [event.text for event in events if isinstance(event, Piece)] == ["one", " two"]
-    assert events[-1] == Ended(FinishReason.LENGTH, Usage(6, 2))
+    assert events[-1] == Ended.one(FinishReason.LENGTH, Usage(6, 2))
     body = server.bodies[-1]
     wanted = {"temperature": 0.5, "seed": 0, "stop": ["x"], "presence_penalty": 0.1, "model": "tiny-chat"}
     assert wanted.items() <= body.items()

@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
-from llm_service.generation import Accepted, Event, Finish, FinishReason, Generation, Header, Piece, Sampling, Usage
+from llm_service.abilities import ALL_ABILITIES
+from llm_service.generation import (
+    Accepted,
+    Event,
+    Finish,
+    FinishReason,
+    Generation,
+    Header,
+    Load,
+    Piece,
+    Sampling,
+    TokenCount,
+    Usage,
+)
+from llm_service.load import EngineLoad
 from llm_service.testing import ScriptedEngine, written
 from llm_service.writer import Limits, Names, Writer
+from mesh import generation
+from mesh.context import Priority
 from mesh.deadline import Deadline
-from mesh.errors import DeadlineExceeded, InvalidRequest, MeshError, NotFound, Overloaded, Unavailable
+from mesh.errors import DeadlineExceeded, InvalidRequest, MeshError, NotFound, Overloaded, Unavailable, WrongState
+from mesh.generation import ResponseFormat
 
 PROMPT = Generation(prompt="Once upon a time")
 
@@ -42,6 +60,98 @@ async def test_header_pieces_finish() -> None:
     assert ("scripted-model", FinishReason.STOP, Usage(3, 2)) == (header.model, finish.reason, finish.usage)
     assert [Piece("one"), Piece(" two")] == pieces
     assert finish.timings.total_us >= finish.timings.first_token_us >= finish.timings.queue_us
+
+
+async def test_the_header_waits_for_the_first_piece() -> None:
+    """An engine that took the request and dies before it wrote anything is a plain failure: nothing was said yet."""
+    engine = ScriptedEngine([Accepted(Usage(7, 0)), Unavailable("lost", reason="ENGINE_LOST")])
+    writer = await started(engine)
+    events: list[Event] = []
+    with pytest.raises(Unavailable):
+        await append_to(events, writer)
+    assert events == []
+    engine.script = [Accepted(Usage(7, 0)), *written("one")[1:]]
+    header = (await collect(writer))[0]
+    assert isinstance(header, Header)
+    assert header.usage == Usage(7, 0)
+
+
+async def test_the_prompts_usage_may_come_from_the_workers_own_count() -> None:
+    """What `prepare` counted is told with the header, where the engine does not tell."""
+
+    class Counting(ScriptedEngine):
+        async def prepare(self, request: Generation) -> Generation:
+            return replace(request, prompt_tokens=11)
+
+    header = (await collect(await started(Counting())))[0]
+    assert isinstance(header, Header)
+    assert header.usage == Usage(11, 0)
+
+
+async def test_the_requests_own_lane_goes_before_the_callers() -> None:
+    """A request that says bulk waits as bulk does, whatever lane its call came in."""
+    engine = ScriptedEngine([Accepted(), Piece("one"), ScriptedEngine.HOLD, *written("rest")[1:]])
+    writer = await started(engine, queued=4)
+    order: list[str] = []
+
+    async def ask(name: str, request: Generation) -> None:
+        async for event in writer.generate(request, Deadline.after(60)):
+            if isinstance(event, Finish):
+                order.append(name)
+
+    first = asyncio.create_task(ask("first", PROMPT))
+    await engine.busy.wait()
+    bulk = asyncio.create_task(ask("bulk", replace(PROMPT, priority=Priority.BULK)))
+    await asyncio.sleep(0)
+    later = asyncio.create_task(ask("interactive", PROMPT))
+    while writer.load().waiting < 2:
+        await asyncio.sleep(0)
+    engine.release.set()
+    await asyncio.gather(first, bulk, later)
+    assert order == ["first", "interactive", "bulk"]
+
+
+async def test_what_the_engine_cannot_do_never_reaches_it() -> None:
+    """Neither does a schema that is none."""
+    engine = ScriptedEngine()
+    engine.abilities = frozenset()
+    writer = await started(engine)
+    with pytest.raises(WrongState):
+        await collect(writer, Generation(prompt="x", sampling=Sampling(n=2)))
+    engine.abilities = ALL_ABILITIES
+    with pytest.raises(InvalidRequest):
+        await collect(writer, Generation(prompt="x", response_format=ResponseFormat('{"type": 3}', "answer")))
+    assert engine.requests == []
+
+
+async def test_tokens_are_counted_without_a_slot() -> None:
+    """While the engine writes for somebody else, a prompt is counted; a wrong model or no prompt is refused."""
+    engine = ScriptedEngine([Accepted(), ScriptedEngine.HOLD])
+    writer = await started(engine)
+    writing = asyncio.create_task(collect(writer))
+    await engine.busy.wait()
+    assert await writer.count(PROMPT, Deadline.after(60)) == TokenCount("scripted-model", 4, 128)
+    with pytest.raises(NotFound):
+        await writer.count(replace(PROMPT, model="gpt-4"), Deadline.after(60))
+    with pytest.raises(InvalidRequest):
+        await writer.count(Generation(), Deadline.after(60))
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+
+
+async def test_the_load_is_told_at_once() -> None:
+    """Who is at the engine, who waits, and what the engine says of itself."""
+    engine = ScriptedEngine([Accepted(), ScriptedEngine.HOLD])
+    engine.engine_load = EngineLoad(running=1, waiting=0, kv_used=0.5)
+    writer = await started(engine, queued=4)
+    asked = [asyncio.create_task(collect(writer)) for _ in range(3)]
+    while writer.load().waiting < 2:
+        await asyncio.sleep(0)
+    assert writer.load() == Load(1, 2, 1, 4, generation.EngineLoad(1, 0, 0.5))
+    for each in asked:
+        each.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+    assert (writer.load().running, writer.load().waiting) == (0, 0)
 
 
 @pytest.mark.parametrize("model", ["", "scripted-model", "nick"])

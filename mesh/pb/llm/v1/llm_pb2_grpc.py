@@ -27,6 +27,15 @@ if _version_not_supported:
 
 class LlmServiceStub:
     """Writes text with a language model. Errors and metadata: see embedding.v1.
+
+    Chat, Complete and Generate write, and fail alike. They are not idempotent: never retried once a request may have
+    reached the engine. A stream without its finish is broken, and its text is not whole.
+
+    INVALID_ARGUMENT: no input, a number outside its bounds, a broken JSON schema (INVALID_JSON_SCHEMA), a choice of a tool
+    that is not offered (UNKNOWN_TOOL), a prompt that does not fit the context (CONTEXT_OVERFLOW). FAILED_PRECONDITION: the
+    engine or the model in use cannot do what is asked (UNSUPPORTED_BY_ENGINE, NO_IMAGES, NO_CHAT_TEMPLATE); never ignored.
+    NOT_FOUND: the model is not served here. RESOURCE_EXHAUSTED: too many are waiting (RetryInfo). UNAVAILABLE: the engine
+    is starting, restarting or draining.
     """
 
     def __init__(self, channel):
@@ -35,10 +44,30 @@ class LlmServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.Chat = channel.unary_stream(
+                '/llm.v1.LlmService/Chat',
+                request_serializer=mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.ChatRequest.SerializeToString,
+                response_deserializer=mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.ChatResponse.FromString,
+                _registered_method=True)
+        self.Complete = channel.unary_stream(
+                '/llm.v1.LlmService/Complete',
+                request_serializer=mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.CompleteRequest.SerializeToString,
+                response_deserializer=mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.CompleteResponse.FromString,
+                _registered_method=True)
+        self.CountTokens = channel.unary_unary(
+                '/llm.v1.LlmService/CountTokens',
+                request_serializer=mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.CountTokensRequest.SerializeToString,
+                response_deserializer=mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.CountTokensResponse.FromString,
+                _registered_method=True)
         self.Generate = channel.unary_stream(
                 '/llm.v1.LlmService/Generate',
                 request_serializer=mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.GenerateResponse.FromString,
+                _registered_method=True)
+        self.GetLoad = channel.unary_unary(
+                '/llm.v1.LlmService/GetLoad',
+                request_serializer=mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.GetLoadRequest.SerializeToString,
+                response_deserializer=mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.GetLoadResponse.FromString,
                 _registered_method=True)
         self.Info = channel.unary_unary(
                 '/llm.v1.LlmService/Info',
@@ -49,15 +78,50 @@ class LlmServiceStub:
 
 class LlmServiceServicer:
     """Writes text with a language model. Errors and metadata: see embedding.v1.
+
+    Chat, Complete and Generate write, and fail alike. They are not idempotent: never retried once a request may have
+    reached the engine. A stream without its finish is broken, and its text is not whole.
+
+    INVALID_ARGUMENT: no input, a number outside its bounds, a broken JSON schema (INVALID_JSON_SCHEMA), a choice of a tool
+    that is not offered (UNKNOWN_TOOL), a prompt that does not fit the context (CONTEXT_OVERFLOW). FAILED_PRECONDITION: the
+    engine or the model in use cannot do what is asked (UNSUPPORTED_BY_ENGINE, NO_IMAGES, NO_CHAT_TEMPLATE); never ignored.
+    NOT_FOUND: the model is not served here. RESOURCE_EXHAUSTED: too many are waiting (RetryInfo). UNAVAILABLE: the engine
+    is starting, restarting or draining.
     """
 
-    def Generate(self, request, context):
-        """Writes the continuation of a chat or of a plain prompt, piece by piece: header, then pieces, then finish. A stream
-        without finish is broken. Not idempotent: never retried once it may have reached the engine.
+    def Chat(self, request, context):
+        """Answers a chat: start, then deltas, then finish. The start leaves with the first delta, so until something is written a
+        failure is a status and nothing else.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
-        INVALID_ARGUMENT: no input, a number outside its bounds, a prompt that does not fit the context (reason
-        CONTEXT_OVERFLOW). NOT_FOUND: the model is not served here. RESOURCE_EXHAUSTED: too many are waiting (RetryInfo).
-        UNAVAILABLE: the engine is starting, restarting or draining.
+    def Complete(self, request, context):
+        """Continues a prompt as it stands, without a chat template: start, then deltas, then finish.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountTokens(self, request, context):
+        """What a chat or a prompt would take of the model's context. Nothing is written. Idempotent.
+
+        INVALID_ARGUMENT: no input. NOT_FOUND: the model is not served here. FAILED_PRECONDITION: the engine cannot count.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Generate(self, request, context):
+        """Chat and Complete in their first form: one text, no tools. Served for the clients of earlier versions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLoad(self, request, context):
+        """How busy worker and engine are now. Answered at once, whatever they do. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -73,10 +137,30 @@ class LlmServiceServicer:
 
 def add_LlmServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'Chat': grpc.unary_stream_rpc_method_handler(
+                    servicer.Chat,
+                    request_deserializer=mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.ChatRequest.FromString,
+                    response_serializer=mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.ChatResponse.SerializeToString,
+            ),
+            'Complete': grpc.unary_stream_rpc_method_handler(
+                    servicer.Complete,
+                    request_deserializer=mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.CompleteRequest.FromString,
+                    response_serializer=mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.CompleteResponse.SerializeToString,
+            ),
+            'CountTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountTokens,
+                    request_deserializer=mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.CountTokensRequest.FromString,
+                    response_serializer=mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.CountTokensResponse.SerializeToString,
+            ),
             'Generate': grpc.unary_stream_rpc_method_handler(
                     servicer.Generate,
                     request_deserializer=mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.GenerateRequest.FromString,
                     response_serializer=mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.GenerateResponse.SerializeToString,
+            ),
+            'GetLoad': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLoad,
+                    request_deserializer=mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.GetLoadRequest.FromString,
+                    response_serializer=mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.GetLoadResponse.SerializeToString,
             ),
             'Info': grpc.unary_unary_rpc_method_handler(
                     servicer.Info,
@@ -93,7 +177,97 @@ def add_LlmServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class LlmService:
     """Writes text with a language model. Errors and metadata: see embedding.v1.
+
+    Chat, Complete and Generate write, and fail alike. They are not idempotent: never retried once a request may have
+    reached the engine. A stream without its finish is broken, and its text is not whole.
+
+    INVALID_ARGUMENT: no input, a number outside its bounds, a broken JSON schema (INVALID_JSON_SCHEMA), a choice of a tool
+    that is not offered (UNKNOWN_TOOL), a prompt that does not fit the context (CONTEXT_OVERFLOW). FAILED_PRECONDITION: the
+    engine or the model in use cannot do what is asked (UNSUPPORTED_BY_ENGINE, NO_IMAGES, NO_CHAT_TEMPLATE); never ignored.
+    NOT_FOUND: the model is not served here. RESOURCE_EXHAUSTED: too many are waiting (RetryInfo). UNAVAILABLE: the engine
+    is starting, restarting or draining.
     """
+
+    @staticmethod
+    def Chat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llm.v1.LlmService/Chat',
+            mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.ChatRequest.SerializeToString,
+            mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.ChatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Complete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llm.v1.LlmService/Complete',
+            mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.CompleteRequest.SerializeToString,
+            mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.CompleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm.v1.LlmService/CountTokens',
+            mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.CountTokensRequest.SerializeToString,
+            mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.CountTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Generate(request,
@@ -112,6 +286,33 @@ class LlmService:
             '/llm.v1.LlmService/Generate',
             mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.GenerateRequest.SerializeToString,
             mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm.v1.LlmService/GetLoad',
+            mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.GetLoadRequest.SerializeToString,
+            mesh_dot_pb_dot_llm_dot_v1_dot_llm__pb2.GetLoadResponse.FromString,
             options,
             channel_credentials,
             insecure,

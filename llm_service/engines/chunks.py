@@ -1,0 +1,148 @@
+"""One chunk of an engine's stream, in OpenAI's shapes and what engines make of them, as events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llm_service.generation import Ending, FinishReason, Piece, Usage
+from mesh.generation import TokenLogprob, ToolCallDelta, TopLogprob
+
+_REASONS = {
+    "stop": FinishReason.STOP,
+    "eos": FinishReason.STOP,
+    "tool_calls": FinishReason.TOOL_CALLS,
+    "function_call": FinishReason.TOOL_CALLS,
+    "length": FinishReason.LENGTH,
+    "content_filter": FinishReason.CONTENT_FILTER,
+}
+_LEAST_LOGPROB = -9999.0  # what engines write in place of minus infinity, which JSON does not have
+_MOST_TOOL_CALLS = 256
+
+
+class NotAChunk(Exception):
+    """The engine said that it failed, or something that cannot be understood."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What one chunk says."""
+
+    pieces: tuple[Piece, ...]
+    endings: Mapping[int, Ending]
+    usage: Usage | None
+
+
+def chunk_of(data: str, choices: int) -> Chunk:
+    """Read one chunk of an answer with so many ``choices``.
+
+    Raises:
+        NotAChunk: it holds an error, or is none. Some servers put an exception's text into an event unescaped.
+    """
+    try:
+        said = json.loads(data)
+        if said.get("error") is not None:
+            raise NotAChunk
+        given = said.get("choices") or []
+        pieces, endings = [], {}
+        for choice in given:
+            number = int(choice.get("index") or 0)
+            if not 0 <= number < choices:
+                raise NotAChunk
+            piece = _piece(choice, number)
+            if piece != Piece(choice=number):
+                pieces.append(piece)
+            if reason := choice.get("finish_reason"):
+                endings[number] = Ending(_REASONS.get(reason, FinishReason.STOP), _stop(choice))
+        return Chunk(tuple(pieces), endings, _usage(said.get("usage")))
+    except (ValueError, AttributeError, LookupError, TypeError, OverflowError, RecursionError):
+        raise NotAChunk from None
+
+
+def _piece(choice: Mapping[str, Any], number: int) -> Piece:
+    delta = choice.get("delta") or {}
+    return Piece(
+        text=str(delta.get("content") or delta.get("refusal") or choice.get("text") or ""),
+        choice=number,
+        reasoning=str(delta.get("reasoning_content") or delta.get("reasoning") or ""),
+        tool_calls=tuple(_calls(delta.get("tool_calls") or ())),
+        logprobs=tuple(_logprobs(choice.get("logprobs"))),
+    )
+
+
+def _calls(deltas: Sequence[Mapping[str, Any]]) -> Iterator[ToolCallDelta]:
+    for position, delta in enumerate(deltas):
+        index = delta.get("index")
+        index = position if index is None else int(index)
+        if not 0 <= index < _MOST_TOOL_CALLS:
+            raise NotAChunk
+        function = delta.get("function") or {}
+        arguments = function.get("arguments") or ""
+        yield ToolCallDelta(
+            index,
+            str(delta.get("id") or ""),
+            str(function.get("name") or ""),
+            # Some engines send an object where OpenAI sends its text.
+            arguments if isinstance(arguments, str) else json.dumps(arguments),
+        )
+
+
+def _logprobs(said: Mapping[str, Any] | None) -> Iterator[TokenLogprob]:
+    if not said:
+        return
+    if "tokens" in said:
+        yield from _plain_logprobs(said)
+        return
+    for entry in said.get("content") or ():
+        top = tuple(TopLogprob(*_token(other)) for other in entry.get("top_logprobs") or ())
+        yield TokenLogprob(*_token(entry), top)
+
+
+def _token(entry: Mapping[str, Any]) -> tuple[str, bytes, float]:
+    token, raw = str(entry["token"]), entry.get("bytes")
+    spelt = bytes(raw) if isinstance(raw, list) else token.encode("utf-8", "replace")
+    return token, spelt, _logprob(entry.get("logprob"))
+
+
+def _plain_logprobs(said: Mapping[str, Any]) -> Iterator[TokenLogprob]:
+    """The older shape, of plain completions: one list per property."""
+    tokens, logprobs = said["tokens"], said.get("token_logprobs") or []
+    tops = said.get("top_logprobs") or []
+    for position, token in enumerate(tokens):
+        top = (tops[position] if position < len(tops) else None) or {}
+        others = sorted(top.items(), key=lambda item: _logprob(item[1]), reverse=True)
+        yield TokenLogprob(
+            str(token),
+            str(token).encode("utf-8", "replace"),
+            _logprob(logprobs[position]),
+            tuple(TopLogprob(other, other.encode("utf-8", "replace"), _logprob(value)) for other, value in others),
+        )
+
+
+def _logprob(value: Any) -> float:
+    return max(_LEAST_LOGPROB, float(value)) if value is not None else 0.0
+
+
+def _stop(choice: Mapping[str, Any]) -> str:
+    """The stop string that was met: vLLM and SGLang tell it, by names of their own."""
+    met = choice.get("stop_reason") or choice.get("matched_stop")
+    return met if isinstance(met, str) else ""
+
+
+def _usage(said: Mapping[str, Any] | None) -> Usage | None:
+    if not said:
+        return None
+    prompt = said.get("prompt_tokens_details") or {}
+    completion = said.get("completion_tokens_details") or {}
+    return Usage(
+        int(said["prompt_tokens"]),
+        int(said.get("completion_tokens") or 0),
+        _count(prompt.get("cached_tokens")),
+        _count(completion.get("reasoning_tokens")),
+    )
+
+
+def _count(value: Any) -> int | None:
+    return None if value is None else int(value)
