@@ -10,7 +10,8 @@ from typing import Any
 
 import httpx
 
-from llm_service.engines.chunks import NotAChunk, chunk_of
+from llm_service.engines.chunks import NotAChunk, NotWhole, chunk_of
+from llm_service.engines.connections import SpreadTransport
 from llm_service.generation import Accepted, Ended, Ending, EngineEvent, Generation, Message, Usage
 from llm_service.sse import EventTooLong, events
 from mesh.errors import Internal, InvalidRequest, MeshError, NotFound, Overloaded, Unavailable, WrongState
@@ -20,8 +21,6 @@ from mesh.telemetry import fields, get_logger
 log = get_logger(__name__)
 
 CONNECT_SECONDS = 5.0
-# uvicorn closes an idle connection after 5 s; a request sent into one that is just closing would fail for nothing.
-KEEP_ALIVE_SECONDS = 2.0
 COUNT_SECONDS = 10.0
 
 _DONE = "[DONE]"
@@ -37,9 +36,8 @@ def http_client(
     """A client for an engine: no proxies, no redirects, and ``stall_seconds`` as the longest silence between bytes."""
     return httpx.AsyncClient(
         timeout=httpx.Timeout(stall_seconds, connect=CONNECT_SECONDS, pool=None),
-        limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_SECONDS),
         headers=dict(headers or {}),
-        transport=transport,
+        transport=transport or SpreadTransport(),
         trust_env=False,
     )
 
@@ -85,8 +83,9 @@ def options_of(request: Generation) -> dict[str, Any]:
 
 
 def _message(message: Message) -> dict[str, Any]:
-    content: Any = message.content
-    if message.parts:
+    # Texts alone are one text: engines make different things of a list.
+    content: Any = message.text
+    if message.images:
         content = [_part(part) for part in message.parts]
     elif message.tool_calls and not content:
         content = None
@@ -173,6 +172,8 @@ async def _read(response: httpx.Response, choices: int) -> AsyncGenerator[Engine
                 chunk = chunk_of(data, choices)
             except NotAChunk:
                 raise _mid_stream_failure(data) from None
+            except NotWhole:
+                raise _lost("The engine gave the answer up before it was whole.") from None
             endings.update(chunk.endings)
             usage = chunk.usage or usage
             if not accepted:
