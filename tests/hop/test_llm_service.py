@@ -8,8 +8,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 
-import grpc
-import grpc.aio
 import pytest
 
 from llm_service.abilities import Ability
@@ -93,12 +91,11 @@ async def test_the_rpc_of_earlier_versions_holds_one_text_alone(connect: Connect
     """Several choices would come as one text, mixed; thoughts, which it has no place for, come as nothing at all."""
     engine = ScriptedEngine([Accepted(), Piece(reasoning="hm"), *written("Hello")[1:]])
     client = await connect(engine)
-    stub = client._stub
+    generate = client._stub.Generate
     for sampling in (pb.Sampling(n=2), pb.Sampling(top_logprobs=0)):
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.Generate(pb.GenerateRequest(prompt="x", sampling=sampling)).read()
-        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    frames = [reply async for reply in stub.Generate(pb.GenerateRequest(prompt="x"))]
+        with pytest.raises(InvalidRequest, match="one text alone"):
+            await anext(client.hop.stream(generate, pb.GenerateRequest(prompt="x", sampling=sampling)))
+    frames = [reply async for reply in client.hop.stream(generate, pb.GenerateRequest(prompt="x"))]
     assert [frame.WhichOneof("frame") for frame in frames] == ["header", "piece", "finish"]
     assert len(engine.requests) == 1
 
