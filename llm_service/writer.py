@@ -174,8 +174,8 @@ class Writer:
         async with aclosing(_until(deadline, self.engine.generate(request))) as written:
             async for event in written:
                 match event:
-                    case Accepted(usage):
-                        prompt = usage or prompt
+                    case Accepted(Usage() as told):  # which may have come with the first tokens
+                        prompt = Usage(told.prompt_tokens, 0, told.cached_prompt_tokens)
                     case Piece():
                         if first is None:
                             first = self._clock()

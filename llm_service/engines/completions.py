@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 
 from llm_service.engines.chunks import NotAChunk, NotWhole, chunk_of
-from llm_service.engines.connections import SpreadTransport
 from llm_service.generation import Accepted, Ended, Ending, EngineEvent, Generation, Message, Usage
 from llm_service.sse import EventTooLong, events
 from mesh.errors import Internal, InvalidRequest, MeshError, NotFound, Overloaded, Unavailable, WrongState
@@ -21,6 +20,8 @@ from mesh.telemetry import fields, get_logger
 log = get_logger(__name__)
 
 CONNECT_SECONDS = 5.0
+# uvicorn closes an idle connection after 5 s; a request sent into one that is just closing would fail for nothing.
+KEEP_ALIVE_SECONDS = 2.0
 COUNT_SECONDS = 10.0
 
 _DONE = "[DONE]"
@@ -36,8 +37,9 @@ def http_client(
     """A client for an engine: no proxies, no redirects, and ``stall_seconds`` as the longest silence between bytes."""
     return httpx.AsyncClient(
         timeout=httpx.Timeout(stall_seconds, connect=CONNECT_SECONDS, pool=None),
+        limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_SECONDS),
         headers=dict(headers or {}),
-        transport=transport or SpreadTransport(),
+        transport=transport,
         trust_env=False,
     )
 

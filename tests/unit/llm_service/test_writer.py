@@ -70,10 +70,11 @@ async def test_the_header_waits_for_the_first_piece() -> None:
     with pytest.raises(Unavailable):
         await append_to(events, writer)
     assert events == []
-    engine.script = [Accepted(Usage(7, 0)), *written("one")[1:]]
-    header = (await collect(writer))[0]
-    assert isinstance(header, Header)
-    assert header.usage == Usage(7, 0)
+    for told in (Usage(7, 0, 4), Usage(7, 3, 4, 2)):  # the second by an engine that had begun to write already
+        engine.script = [Accepted(told), *written("one")[1:]]
+        header = (await collect(writer))[0]
+        assert isinstance(header, Header)
+        assert header.usage == Usage(7, 0, 4)
 
 
 async def test_the_prompts_usage_may_come_from_the_workers_own_count() -> None:
