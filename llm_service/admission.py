@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
-from llm_service.load import READ_EVERY_SECONDS, EngineLoad
+from llm_service.load import READ_EVERY_SECONDS, is_saturated
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, Overloaded
+from mesh.generation import EngineLoad
 from mesh.resilience import ReturnSchedule, ServiceTime
 
 INTERACTIVE_TURNS = 3
@@ -29,10 +30,10 @@ _LONGEST_ADVICE_SECONDS = 60.0
 
 @dataclass(eq=False, slots=True)
 class _Waiter:
-    """One who waits for a slot, for how long that is of use, and how many tokens the engine will read for it."""
+    """A place that waits for its slots, and how many tokens the engine will read for it."""
 
-    deadline: Deadline
-    tokens: int = 0
+    place: Place
+    tokens: int
     turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -41,16 +42,23 @@ def _on_the_loop(seconds: float, call: Callable[[], None]) -> None:
 
 
 class Place:
-    """One request that was let in, before it has a slot. Made by `Admission.place`."""
+    """One request that was let in, before it has its slots. Made by `Admission.place`.
 
-    def __init__(self, admission: Admission, deadline: Deadline, priority: Priority) -> None:
+    Attributes:
+        deadline: when nobody waits for it any more.
+        priority: its lane.
+        slots: how many it takes: one for each answer to its prompt, which are written side by side.
+    """
+
+    def __init__(self, admission: Admission, deadline: Deadline, priority: Priority, slots: int) -> None:
         self._admission = admission
-        self._deadline = deadline
-        self._priority = priority
+        self.deadline = deadline
+        self.priority = priority
+        self.slots = slots
 
     @asynccontextmanager
     async def slot(self, tokens: int = 0) -> AsyncIterator[None]:
-        """Hold a slot of the engine for the length of the block.
+        """Hold its slots of the engine for the length of the block.
 
         Args:
             tokens: length of the prompt; 0 where it is not known.
@@ -67,7 +75,7 @@ class Place:
     @asynccontextmanager
     async def _entered(self, tokens: int) -> AsyncIterator[None]:
         admission = self._admission
-        await admission.enter(self._deadline, self._priority, tokens)
+        await admission.enter(self, tokens)
         started = admission.begin(self)
         whole = False
         try:
@@ -75,26 +83,26 @@ class Place:
             whole = True
         finally:
             admission.end(self, started, whole=whole)
-            admission.leave(self._priority, tokens)
+            admission.leave(self, tokens)
 
 
 class Admission:
-    """Lets at most ``concurrency`` requests through at once and at most ``queue`` wait.
+    """Lets at most ``concurrency`` answers be written at once and at most ``queue`` wait. Most requests want one.
 
     The queue is bounded in time as well: who would not be done within the deadline is refused on arrival, by what
     requests were found to take. So those that are let in are served, however many more come.
 
     With more than one slot, bulk work leaves a quarter of them (one at least) free while interactive work is recent.
     The engine does not interrupt an answer: with a single slot, an interactive request waits for one bulk answer at
-    most, and ``max_tokens`` is the bound on that.
+    most, and ``max_tokens`` is the bound on that. A request for several answers starts when as many slots are free.
 
     Where the engine says what it has to do, requests are handed to it only while it can run them: one that it would
     keep waiting waits here instead, where priorities and deadlines count, and where it can still be refused. Until its
     next reading the prompts' tokens tell, which fill the key-value cache.
 
     Args:
-        concurrency: most requests at the engine at once.
-        queue: most requests that wait.
+        concurrency: most answers that the engine writes at once.
+        queue: most answers that wait.
         engine_load: the latest reading of the engine's load; None where there is none.
         clock: source of time.
         later: calls something after so many seconds.
@@ -134,17 +142,24 @@ class Admission:
 
     @property
     def running(self) -> int:
-        """How many have a slot."""
+        """How many slots are taken."""
         return sum(self._running.values())
 
     @property
     def waiting(self) -> int:
-        """How many wait for one."""
-        return sum(map(len, self._lanes.values()))
+        """For how many slots somebody waits."""
+        return sum(waiter.place.slots for lane in self._lanes.values() for waiter in lane)
 
     @contextmanager
-    def place(self, deadline: Deadline, priority: Priority = Priority.INTERACTIVE) -> Iterator[Place]:
+    def place(
+        self, deadline: Deadline, priority: Priority = Priority.INTERACTIVE, *, answers: int = 1
+    ) -> Iterator[Place]:
         """Let one request in, or refuse it. It takes microseconds: ask before any work is done for the request.
+
+        Args:
+            deadline: when nobody waits for it any more.
+            priority: its lane.
+            answers: how many it wants to its prompt. One that wants more than there are slots takes them all.
 
         Raises:
             Overloaded: too many are in, or the wait is longer than the deadline; come back after ``retry_after``.
@@ -153,13 +168,14 @@ class Admission:
         deadline.require()
         if priority is Priority.INTERACTIVE:
             self._interactive_at = self._clock()
-        self._require_room(priority)
-        self._require_time(deadline, priority)
-        self._let_in[priority] += 1
+        place = Place(self, deadline, priority, min(answers, self._concurrency))
+        self._require_room(place)
+        self._require_time(place)
+        self._let_in[priority] += place.slots
         try:
-            yield Place(self, deadline, priority)
+            yield place
         finally:
-            self._let_in[priority] -= 1
+            self._let_in[priority] -= place.slots
 
     @contextmanager
     def idle_slot(self) -> Iterator[None]:
@@ -174,7 +190,7 @@ class Admission:
         try:
             yield
         finally:
-            self.leave(Priority.INTERACTIVE)  # not learned from: how long a check takes says nothing about requests
+            self._give_back(Priority.INTERACTIVE, 1)  # not learned from: it says nothing about requests
 
     # -- for Place ------------------------------------------------------------------------------------------------
 
@@ -188,22 +204,22 @@ class Admission:
         finally:
             self._tokens_let_in -= tokens
 
-    async def enter(self, deadline: Deadline, priority: Priority, tokens: int = 0) -> None:
-        """Wait for a slot. Raises DeadlineExceeded."""
-        waiter = _Waiter(deadline, tokens)
-        lane = self._lanes[priority]
+    async def enter(self, place: Place, tokens: int) -> None:
+        """Wait for a place's slots. Raises DeadlineExceeded."""
+        waiter = _Waiter(place, tokens)
+        lane = self._lanes[place.priority]
         lane.append(waiter)
         self._hand_out()
         try:
             if not waiter.turn.done():
-                async with asyncio.timeout(deadline.remaining()):
+                async with asyncio.timeout(place.deadline.remaining()):
                     await waiter.turn
             waiter.turn.result()
         except BaseException as error:
             if waiter in lane:
                 lane.remove(waiter)
             elif waiter.turn.done() and not waiter.turn.cancelled() and waiter.turn.exception() is None:
-                self.leave(priority, tokens)  # the slot was handed over in the moment the waiting ended: pass it on
+                self.leave(place, tokens)  # the slot was handed over in the moment the waiting ended: pass it on
             if isinstance(error, TimeoutError):
                 raise _too_late() from None
             raise
@@ -219,37 +235,40 @@ class Admission:
         seconds = self._clock() - started
         (self._service_time.learn if whole else self._service_time.learn_at_least)(seconds)
 
-    def leave(self, priority: Priority, tokens: int = 0) -> None:
-        """Give a slot back to whoever is next."""
-        self._running[priority] -= 1
+    def leave(self, place: Place, tokens: int) -> None:
+        """Give a place's slots back to whoever is next."""
         self._tokens_running -= tokens
-        self._hand_out()
+        self._give_back(place.priority, place.slots)
 
     # -- refusals -------------------------------------------------------------------------------------------------
 
-    def _require_room(self, priority: Priority) -> None:
+    def _require_room(self, place: Place) -> None:
         inside = sum(self._let_in.values())
-        withheld = self._concurrency - self._slots
-        if inside + withheld < self._concurrency + self._queue and self._let_in[priority] < self._places[priority]:
+        if not inside:
+            return
+        room = self._slots + self._queue - inside
+        if place.slots <= min(room, self._places[place.priority] - self._let_in[place.priority]):
             return
         raise Overloaded(
-            f"The model is busy and {inside} requests are before this one; come back later.",
+            f"The model is busy and {inside} answers are before this one; come back later.",
             reason="QUEUE_FULL",
-            retry_after=self._retry_after(self._turn_seconds),
+            retry_after=self._retry_after(self._turn_seconds, place.slots),
         )
 
-    def _require_time(self, deadline: Deadline, priority: Priority) -> None:
-        if self._may_start(priority):
+    def _require_time(self, place: Place) -> None:
+        if self._may_start(place):
             return
         now = self._clock()
-        unfinished = sum(self._service_time.left(now - started) for started in self._started.values())
-        done_after = self._service_time.longest((self._ahead(priority) + unfinished) / self._slots + 1)
-        if done_after <= deadline.remaining():
+        unfinished = sum(
+            self._service_time.left(now - started) * other.slots for other, started in self._started.items()
+        )
+        done_after = self._service_time.longest((self._ahead(place.priority) + unfinished) / self._slots + 1)
+        if done_after <= place.deadline.remaining():
             return
         raise Overloaded(
             "The queue is longer than the request's deadline allows; come back later or allow more time.",
             reason="QUEUE_LONGER_THAN_DEADLINE",
-            retry_after=self._retry_after(done_after - deadline.remaining()),
+            retry_after=self._retry_after(done_after - place.deadline.remaining(), place.slots),
         )
 
     def _require_tokens(self, tokens: int) -> None:
@@ -266,7 +285,7 @@ class Admission:
         )
 
     def _ahead(self, priority: Priority) -> int:
-        """Requests without a slot that go before a new one of this lane."""
+        """Answers without a slot that go before a new one of this lane."""
         interactive, bulk = (self._let_in[lane] - self._running_let_in(lane) for lane in Priority)
         if priority is Priority.INTERACTIVE:
             return interactive + min(bulk, interactive // INTERACTIVE_TURNS + 1)
@@ -278,70 +297,75 @@ class Admission:
 
     @property
     def _turn_seconds(self) -> float:
-        """Seconds from one request that is done to the next."""
+        """Seconds from one answer that is done to the next."""
         return self._service_time.mean / self._slots
 
     @property
     def _slots(self) -> int:
-        """How many requests the engine runs at once, as far as that is known."""
+        """How many answers the engine writes at once, as far as that is known."""
         load = self._engine_load()
-        if load is None or not load.saturated:
+        if load is None or not is_saturated(load):
             return self._concurrency
         return max(1, min(self._concurrency, load.running))
 
-    def _retry_after(self, until_there_is_room: float) -> float:
-        return self._returns.next(self._turn_seconds, until_there_is_room)
+    def _retry_after(self, until_there_is_room: float, slots: int = 1) -> float:
+        return self._returns.next(slots * self._turn_seconds, until_there_is_room)
 
     # -- turns ----------------------------------------------------------------------------------------------------
 
-    def _may_start(self, priority: Priority, tokens: int = 0) -> bool:
-        if self.running >= self._concurrency or (self.running and not self._engine_can_run(tokens)):
+    def _may_start(self, place: Place, tokens: int = 0) -> bool:
+        running, bulk = self.running, self._running[Priority.BULK]
+        if running + place.slots > self._concurrency or (running and not self._engine_can_run(tokens)):
             return False
+        if place.priority is not Priority.BULK or not bulk:
+            return True
         recent = self._clock() - self._interactive_at < RECENT_SECONDS
-        return not (
-            priority is Priority.BULK and recent and self._running[Priority.BULK] >= self._concurrency - self._kept_free
-        )
+        return not recent or bulk + place.slots <= self._concurrency - self._kept_free
 
     def _engine_can_run(self, tokens: int) -> bool:
         """Whether it would begin at once, by its latest reading and by what it was handed. Unknown means yes."""
         load = self._engine_load()
         if load is None:
             return True
-        return not load.saturated and (not load.kv_tokens or self._tokens_running + tokens <= load.kv_tokens)
+        return not is_saturated(load) and (not load.kv_tokens or self._tokens_running + tokens <= load.kv_tokens)
 
     def _hand_out(self) -> None:
         while (found := self._next()) is not None:
-            lane, waiter = found
-            self._running[lane] += 1
-            self._tokens_running += waiter.tokens
-            waiter.turn.set_result(None)
-        if not self._looks_again and self.waiting and self._engine_load() is not None:
+            self._running[found.place.priority] += found.place.slots
+            self._tokens_running += found.tokens
+            found.turn.set_result(None)
+        if not self._looks_again and any(self._lanes.values()) and self._engine_load() is not None:
             # What holds them back may end without anybody leaving: by the next reading.
             self._looks_again = True
             self._later(READ_EVERY_SECONDS, self._look_again)
+
+    def _give_back(self, lane: Priority, slots: int) -> None:
+        self._running[lane] -= slots
+        self._hand_out()
 
     def _look_again(self) -> None:
         self._looks_again = False
         self._hand_out()
 
-    def _next(self) -> tuple[Priority, _Waiter] | None:
+    def _next(self) -> _Waiter | None:
         for lane in self._lanes.values():
             _forget_those_gone(lane)
         interactive, bulk = self._lanes[Priority.INTERACTIVE], self._lanes[Priority.BULK]
-        bulk_may = bool(bulk) and self._may_start(Priority.BULK, bulk[0].tokens)
-        interactive_may = bool(interactive) and self._may_start(Priority.INTERACTIVE, interactive[0].tokens)
-        if bulk_may and (not interactive_may or self._turns >= INTERACTIVE_TURNS):
+        bulk_may = bool(bulk) and self._may_start(bulk[0].place, bulk[0].tokens)
+        interactive_may = bool(interactive) and self._may_start(interactive[0].place, interactive[0].tokens)
+        # An interactive one that needs more room than there is waits for it: bulk ones do not slip past it into that.
+        if bulk_may and (not interactive or self._turns >= INTERACTIVE_TURNS):
             self._turns = 0
-            return Priority.BULK, bulk.popleft()
+            return bulk.popleft()
         if interactive_may:
             self._turns += bool(bulk)
-            return Priority.INTERACTIVE, interactive.popleft()
+            return interactive.popleft()
         return None
 
 
 def _forget_those_gone(lane: deque[_Waiter]) -> None:
     """Take those off the head who left (they say so themselves a moment later) or whose time is up."""
-    while lane and (lane[0].turn.done() or lane[0].deadline.expired):
+    while lane and (lane[0].turn.done() or lane[0].place.deadline.expired):
         waiter = lane.popleft()
         if not waiter.turn.done():
             waiter.turn.set_exception(_too_late())

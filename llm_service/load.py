@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 
 import httpx
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from mesh.clock import Clock, monotonic
+from mesh.generation import EngineLoad
 from mesh.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -30,29 +30,12 @@ _OF_THE_ENGINE = re.compile(r"(# (HELP|TYPE) )?vllm:")
 _WANTED = (RUNNING_NAME, WAITING_NAME, _KV_USED, _KV_SIZE)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineLoad:
-    """One reading.
+def is_saturated(load: EngineLoad) -> bool:
+    """Whether a further request would only wait in an engine of that load, or push out one that runs.
 
-    Attributes:
-        running: requests in the batch.
-        waiting: requests that the engine has taken and cannot run yet.
-        kv_used: share of the key-value cache that running requests hold, from 0 to 1.
-        kv_tokens: tokens that the cache holds in all; 0 where the engine does not say.
+    A few that wait are welcome: they fill the gaps until the next reading.
     """
-
-    running: int
-    waiting: int
-    kv_used: float = 0.0
-    kv_tokens: int = 0
-
-    @property
-    def saturated(self) -> bool:
-        """Whether a further request would only wait there, or push out one that runs.
-
-        A few that wait are welcome: they fill the gaps until the next reading.
-        """
-        return self.waiting > self.running // 8 or self.kv_used >= FULL_SHARE
+    return load.waiting > load.running // 8 or (load.kv_used or 0.0) >= FULL_SHARE
 
 
 def read_load(exposition: str) -> EngineLoad | None:
@@ -69,13 +52,15 @@ def read_load(exposition: str) -> EngineLoad | None:
             if sample.name not in found:
                 continue
             value = _cache_tokens(sample.labels) if sample.name == _KV_SIZE else sample.value
+            if not 0 <= value < 2**32:  # nor is NaN
+                raise ValueError(f"{sample.name} is out of all bounds")
             found[sample.name].append(value)
     if not found[RUNNING_NAME] or not found[WAITING_NAME]:
         return None
     return EngineLoad(
         running=int(sum(found[RUNNING_NAME])),
         waiting=int(sum(found[WAITING_NAME])),
-        kv_used=max(found[_KV_USED], default=0.0),
+        kv_used=max(found[_KV_USED], default=None),
         kv_tokens=int(sum(found[_KV_SIZE])),
     )
 
@@ -110,6 +95,7 @@ class LoadWatch:
         self._exposition = ""
         self._load: EngineLoad | None = None
         self._read_at = float("-inf")
+        self._readable = True
 
     @property
     def load(self) -> EngineLoad | None:
@@ -129,7 +115,10 @@ class LoadWatch:
     async def run(self) -> None:
         """Read for ever."""
         while True:
-            await self.read()
+            try:
+                await self.read()
+            except Exception:  # the watch itself must not end, or the load would stay unknown for ever
+                log.exception("the engine's load could not be read")
             await self._sleep(READ_EVERY_SECONDS)
 
     async def read(self) -> None:
@@ -140,8 +129,11 @@ class LoadWatch:
         except httpx.HTTPError:
             return  # the pulse tells what is wrong with the engine, and does something about it
         except ValueError:
-            log.warning("the engine's metrics cannot be read")
+            if self._readable:  # said once, not twice a second
+                log.warning("the engine's metrics cannot be read")
+            self._readable = False
             return
+        self._readable = True
         self._exposition, self._load, self._read_at = exposition, load, self._clock()
 
     def _is_fresh(self) -> bool:

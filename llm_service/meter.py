@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,11 @@ from tokenizers import Tokenizer
 from llm_service.generation import Generation
 from mesh.errors import InvalidRequest, ModelUnusable
 
-_QUICK_CHARACTERS = 8_000
+_QUICK_CHARACTERS = 2_000
+"""So many are counted in a millisecond or two: not worth a thread."""
+_BATCH_CHARACTERS = 16_384
+_SLICE = re.compile(rf".{{1,{_BATCH_CHARACTERS}}}(?=\s|$)|.{{1,{_BATCH_CHARACTERS}}}", re.DOTALL)
+"""Cuts a text before white space where there is any: there most tokenizers cut as well."""
 
 
 class PromptMeter:
@@ -44,10 +49,7 @@ class PromptMeter:
 
     def calibrate(self, samples: Sequence[tuple[Generation, int]]) -> None:
         """Learn what the template adds from chats of different lengths and the prompt tokens the engine counted."""
-        points = [
-            (len(request.messages), counted - sum(self._count(message.content) for message in request.messages))
-            for request, counted in samples
-        ]
+        points = [(len(request.messages), counted - self._count(request.texts)) for request, counted in samples]
         (fewest, low), (most, high) = min(points), max(points)
         self._per_message = max(0, -(-(high - low) // (most - fewest))) if most > fewest else 0
         self._per_chat = max(0, low - fewest * self._per_message)
@@ -59,7 +61,7 @@ class PromptMeter:
             InvalidRequest: the prompt leaves no room for an answer; reason CONTEXT_OVERFLOW.
         """
         wanted = request.sampling.max_tokens or max_output_tokens
-        counted = await self.count(request)
+        counted = await self._counted(request, enough=self._context)
         if self._context:
             room = self._context - counted
             if room < 1:
@@ -68,26 +70,39 @@ class PromptMeter:
         return replace(request, prompt_tokens=counted, sampling=replace(request.sampling, max_tokens=wanted))
 
     async def count(self, request: Generation) -> int:
-        """Tokens of the prompt, what the chat template adds included.
+        """Tokens of the prompt, what the chat template adds included; images are not counted.
+
+        Exact for texts alone. What a template makes of tools and of calls it does not know: their JSON is counted.
 
         Raises:
-            InvalidRequest: so many characters cannot fit, so they are not counted; reason CONTEXT_OVERFLOW.
+            InvalidRequest: as `require_countable`.
         """
-        raw = request.prompt is not None
-        texts = [request.prompt or ""] if raw else [message.content for message in request.messages]
-        characters = sum(map(len, texts))
-        if self._context and characters > self._context * self._longest:
+        return await self._counted(request)
+
+    def require_countable(self, request: Generation) -> None:
+        """Raise InvalidRequest, reason CONTEXT_OVERFLOW, for so many characters that they cannot fit."""
+        if self._context and sum(map(len, request.texts)) > self._context * self._longest:
             raise self._overflow(request)
 
-        def count() -> int:
-            # A raw prompt gets the tokenizer's own marks; in a chat they are part of what the template adds.
-            return sum(self._count(text, special=raw) for text in texts)
+    async def _counted(self, request: Generation, *, enough: int = 0) -> int:
+        """Tokens of the prompt; counted no further than ``enough`` where that is not 0."""
+        self.require_countable(request)
+        # A raw prompt gets the tokenizer's own marks; in a chat they are part of what the template adds.
+        raw = request.prompt is not None
+        counted = self._tokenizer.num_special_tokens_to_add(is_pair=False) if raw else self._per_chat
+        counted += self._per_message * len(request.messages)
+        for batch in _batches(request.texts):
+            if sum(map(len, batch)) <= _QUICK_CHARACTERS:
+                counted += self._count(batch)
+            else:
+                counted += await asyncio.to_thread(self._count, batch)
+            if enough and counted >= enough:
+                break
+        return counted
 
-        counted = count() if characters <= _QUICK_CHARACTERS else await asyncio.to_thread(count)
-        return counted if raw else counted + self._per_chat + self._per_message * len(request.messages)
-
-    def _count(self, text: str, *, special: bool = False) -> int:
-        return len(self._tokenizer.encode(text, add_special_tokens=special).ids)
+    def _count(self, texts: list[str]) -> int:
+        # Always a batch: encoding a single text keeps all other threads from running meanwhile.
+        return sum(len(each.ids) for each in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
 
     def _overflow(self, request: Generation) -> InvalidRequest:
         return InvalidRequest(
@@ -95,3 +110,18 @@ class PromptMeter:
             reason="CONTEXT_OVERFLOW",
             param="prompt" if request.prompt is not None else "messages",
         )
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts in batches of bounded length, long ones in slices."""
+    batch: list[str] = []
+    room = _BATCH_CHARACTERS
+    for text in texts:
+        for found in _SLICE.finditer(text):
+            piece = found.group()
+            if len(piece) > room:
+                yield batch
+                batch, room = [], _BATCH_CHARACTERS
+            batch.append(piece)
+            room -= len(piece)
+    yield batch

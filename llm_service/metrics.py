@@ -9,11 +9,15 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from llm_service.load import RUNNING_NAME, WAITING_NAME, EngineLoad
+from llm_service.load import RUNNING_NAME, WAITING_NAME
+from mesh.generation import EngineLoad
 from mesh.telemetry import LATENCY_BUCKETS
 
-RUNNING = Gauge("mesh_llm_requests_running", "Requests that the engine is writing for.")
-WAITING = Gauge("mesh_llm_requests_waiting", "Requests that wait for the engine.")
+RUNNING = Gauge(
+    "mesh_llm_requests_running",
+    "Requests that the engine is writing for; each of several answers to one prompt counts.",
+)
+WAITING = Gauge("mesh_llm_requests_waiting", "Requests that wait for the engine, counted alike.")
 TOKENS = Counter("mesh_llm_tokens_total", "Tokens, as the engine counted them.", ["kind"])
 FIRST_PIECE = Histogram(
     "mesh_llm_first_token_seconds", "Time from a request's arrival to its first piece.", buckets=LATENCY_BUCKETS

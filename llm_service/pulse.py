@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from llm_service.silence import SilenceWatch
 from mesh.errors import MeshError
+from mesh.telemetry import get_logger
+
+log = get_logger(__name__)
 
 BEAT_SECONDS = 1.0
 SILENT_BEATS = 2
@@ -44,8 +47,12 @@ async def feel_pulse(
         if patient.unhealthy() is not None:
             silent = 0
             continue
-        # Side by side: a stopped engine's silence must not delay what its processor time tells.
-        answers, hangs = await asyncio.gather(patient.answers(), _hangs(patient, silence))
+        try:
+            # Side by side: a stopped engine's silence must not delay what its processor time tells.
+            answers, hangs = await asyncio.gather(patient.answers(), _hangs(patient, silence))
+        except Exception:
+            log.exception("the engine's pulse could not be felt")  # the next beat may: nobody else would see it hang
+            continue
         silent = 0 if answers else silent + 1
         if hangs is not None:
             patient.restart(hangs)

@@ -83,9 +83,16 @@ class LlmServicer(LlmServiceServicer):
         self, request: pb.GenerateRequest, context: ServicerContext
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Write the continuation of a chat or a prompt. Raises MeshError."""
-        async with aclosing(self._write(generation_from_wire(request), context)) as events:
+        asked = generation_from_wire(request)
+        if asked.choices > 1 or asked.sampling.top_logprobs is not None:
+            raise InvalidRequest(
+                "Generate answers with one text alone; for several, or for probabilities, call Chat or Complete.",
+                param="n" if asked.choices > 1 else "top_logprobs",
+            )
+        async with aclosing(self._write(asked, context)) as events:
             async for event in events:
-                yield event_to_wire(event)
+                if not isinstance(event, Piece) or event.text:  # it has no place for thoughts
+                    yield event_to_wire(event)
 
     def _write(self, request: Generation, context: ServicerContext) -> AsyncGenerator[Event, None]:
         deadline = deadline_of(context, self._default_deadline_seconds)
@@ -108,6 +115,7 @@ class LlmServicer(LlmServiceServicer):
                 running_requests=load.engine.running,
                 waiting_requests=load.engine.waiting,
                 kv_cache_usage=load.engine.kv_used,
+                kv_cache_tokens=load.engine.kv_tokens,
             )
         return pb.GetLoadResponse(
             running_requests=load.running,

@@ -70,8 +70,8 @@ class LlmSettings(WorkerSettings):
         0,
         ge=0,
         le=4096,
-        description="Requests at the engine at once; 0 means what the engine does well (transformers 1, "
-        "openai 32, vllm 256).",
+        description="Requests at the engine at once, each of several answers to one prompt counted; 0 means what the "
+        "engine does well (transformers 1, openai 32, vllm 256).",
     )
     max_queued_requests: int = Field(64, ge=0, le=100_000, description="Requests that may wait; more are refused.")
 

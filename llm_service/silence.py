@@ -41,6 +41,11 @@ class SilenceWatch:
         """Whether somebody waits for the engine now."""
         return self._outstanding > 0
 
+    @property
+    def seconds(self) -> float:
+        """For how long nothing has been heard that it owes."""
+        return self._clock() - self._silent_since if self._outstanding else 0.0
+
     @contextmanager
     def asked(self) -> Iterator[None]:
         """Around one request, from when it is sent until it is answered or left."""
@@ -72,7 +77,7 @@ class SilenceWatch:
         if not self._outstanding:
             self._mark = None
             return None
-        silent = now - self._silent_since
+        silent = self.seconds
         if silent >= self._stall_seconds * (2 if self._abandoned else 1):
             return f"it has written nothing for {silent:.0f} s"
         if cpu_seconds is None:

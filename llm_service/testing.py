@@ -10,8 +10,8 @@ from prometheus_client.metrics_core import Metric
 from llm_service.abilities import ALL_ABILITIES
 from llm_service.engines import Served
 from llm_service.generation import Accepted, Ended, EngineEvent, FinishReason, Generation, Piece, Usage
-from llm_service.load import EngineLoad
 from mesh.errors import MeshError
+from mesh.generation import EngineLoad
 
 
 class ScriptedEngine:

@@ -32,8 +32,12 @@ from llm_service.schemas import check_schemas
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
-from mesh.errors import DeadlineExceeded, MeshError, NotFound, Unavailable
-from mesh.generation import MAX_CHOICES, EngineLoad
+from mesh.errors import DeadlineExceeded, MeshError, NotFound, Overloaded, Unavailable
+from mesh.generation import MAX_CHOICES
+
+_COUNTED_AT_ONCE = 32
+_CHARACTERS_PER_TOKEN = 4
+_TOKENS_PER_IMAGE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,7 @@ class Writer:
         self._served_name = names.served
         self._clock = clock
         self._served: Served | None = None
+        self._counting = 0
         self._admission = Admission(
             concurrency=self.limits.concurrent, queue=limits.queued, engine_load=engine.load, clock=clock
         )
@@ -114,10 +119,14 @@ class Writer:
         require_able(request, self.engine.abilities, self.engine.name)
         self._require_healthy()
         # Let in before it is prepared: a refusal costs no counting of tokens.
-        with self._admission.place(deadline, request.priority or priority) as place:
+        lane = request.priority or priority
+        with self._admission.place(deadline, lane, answers=request.choices) as place:
             await check_schemas(request)
             request = await self.engine.prepare(request)
-            async with place.slot(request.prompt_tokens), aclosing(self._write(request, deadline, arrived)) as events:
+            async with (
+                place.slot(_tokens_to_read(request)),
+                aclosing(self._write(request, deadline, arrived)) as events,
+            ):
                 async for event in events:
                     yield event
 
@@ -125,31 +134,36 @@ class Writer:
         """What the prompt takes of the context; nothing is written.
 
         Raises:
-            MeshError: as `generate`, and WrongState where the engine cannot count.
+            MeshError: as `generate`, and WrongState where the engine cannot count. Overloaded where it counts for
+                many already: that is the engine's work too, though nobody has a slot for it.
         """
         self._require_known(request.model)
         check_input(request)
         require_able(request, self.engine.abilities, self.engine.name)
         self._require_healthy()
-        await check_schemas(request)
+        if self._counting >= _COUNTED_AT_ONCE:
+            raise Overloaded("Many prompts are being counted; come back later.", reason="COUNTING", retry_after=0.5)
+        self._counting += 1
         try:
             async with asyncio.timeout(deadline.remaining()):
+                await check_schemas(request)
                 counted = await self.engine.count(request)
         except TimeoutError:
             raise DeadlineExceeded(
                 "The request's time was up before the prompt was counted; allow more time."
             ) from None
+        finally:
+            self._counting -= 1
         return TokenCount(self.model_name, counted, self.served.context_tokens)
 
     def load(self) -> Load:
         """How busy worker and engine are. Waits for nothing."""
-        said = self.engine.load()
         return Load(
             running=self._admission.running,
             waiting=self._admission.waiting,
             max_running=self.limits.concurrent,
             max_waiting=self.limits.queued,
-            engine=EngineLoad(said.running, said.waiting, said.kv_used) if said is not None else None,
+            engine=self.engine.load(),
         )
 
     async def _write(self, request: Generation, deadline: Deadline, arrived: float) -> AsyncGenerator[Event, None]:
@@ -160,8 +174,8 @@ class Writer:
         async with aclosing(_until(deadline, self.engine.generate(request))) as written:
             async for event in written:
                 match event:
-                    case Accepted(usage):
-                        prompt = usage or prompt
+                    case Accepted(Usage() as told):  # which may have come with the first tokens
+                        prompt = Usage(told.prompt_tokens, 0, told.cached_prompt_tokens)
                     case Piece():
                         if first is None:
                             first = self._clock()
@@ -254,6 +268,12 @@ async def _until(deadline: Deadline, written: AsyncGenerator[EngineEvent, None])
                     "The request's time was up before the answer was whole; allow more time or ask for fewer tokens."
                 ) from None
             yield event
+
+
+def _tokens_to_read(request: Generation) -> int:
+    """How much the engine has to read, for its load: guessed where nobody can count it."""
+    images = sum(len(message.images) for message in request.messages)
+    return (request.prompt_tokens or sum(map(len, request.texts)) // _CHARACTERS_PER_TOKEN) + images * _TOKENS_PER_IMAGE
 
 
 def _count(usage: Usage | None) -> None:

@@ -10,8 +10,8 @@ from prometheus_client.metrics_core import Metric
 
 from llm_service.abilities import Ability
 from llm_service.generation import EngineEvent, Generation
-from llm_service.load import EngineLoad
 from mesh.errors import MeshError
+from mesh.generation import EngineLoad
 
 
 @dataclass(frozen=True)

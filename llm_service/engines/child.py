@@ -16,7 +16,6 @@ from prometheus_client.metrics_core import Metric
 from llm_service.engines import Served
 from llm_service.engines.completions import http_client, stream
 from llm_service.generation import Ended, EngineEvent, Generation, Piece, Sampling
-from llm_service.load import EngineLoad
 from llm_service.process import Command, EngineProcess
 from llm_service.pulse import Patient, feel_pulse
 from llm_service.settings import LlmSettings
@@ -24,6 +23,7 @@ from llm_service.silence import SilenceWatch, is_work
 from llm_service.supervision import Child, Supervisor
 from mesh.clock import Clock, monotonic
 from mesh.errors import Internal, MeshError, Overloaded, Unavailable
+from mesh.generation import EngineLoad
 from mesh.telemetry import fields, get_logger
 
 log = get_logger(__name__)
@@ -140,10 +140,6 @@ class ChildEngine(ABC):
                 async for event in written:
                     fruitful = fruitful or isinstance(event, Piece | Ended)
                     yield event
-        except Unavailable as error:
-            if error.reason == "ENGINE_STUCK":
-                self._supervisor.restart("it fell silent while it was writing")
-            raise
         except Internal:
             fruitful = False
             raise
@@ -154,12 +150,18 @@ class ChildEngine(ABC):
         """The engine's own events, each heard as a sign of work."""
         route, body = self._asked(request)
         with self._silence.asked():
-            async with aclosing(stream(self._client, f"{self._base}/v1{route}", body)) as written:
-                async for event in written:
-                    if isinstance(event, Piece | Ended):  # Accepted comes before any work is done
-                        self._unanswered_since = None
-                        self._silence.heard()
-                    yield event
+            try:
+                async with aclosing(stream(self._client, f"{self._base}/v1{route}", body)) as written:
+                    async for event in written:
+                        if isinstance(event, Piece | Ended):  # Accepted comes before any work is done
+                            self._unanswered_since = None
+                            self._silence.heard()
+                        yield event
+            except Unavailable as error:
+                # An engine that writes for others meanwhile is not stuck: this one's time went by in its queue.
+                if error.reason == "ENGINE_STUCK" and self._silence.seconds >= self._settings.stall_seconds:
+                    self._supervisor.restart("it fell silent while it was writing")
+                raise
 
     def _judge(self, fruitful: bool) -> None:
         """Have an engine that serves nobody any more prove itself: a busy one never meets the watchdog's canary."""

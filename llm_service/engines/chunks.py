@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from llm_service.generation import Ending, FinishReason, Piece, Usage
@@ -18,12 +19,19 @@ _REASONS = {
     "length": FinishReason.LENGTH,
     "content_filter": FinishReason.CONTENT_FILTER,
 }
+_BROKEN_OFF = ("abort", "error", "cancelled")
+"""What engines call an answer that they gave up: it has an end, and is not whole."""
 _LEAST_LOGPROB = -9999.0  # what engines write in place of minus infinity, which JSON does not have
 _MOST_TOOL_CALLS = 256
+_MOST_TOKENS = 2**32
 
 
 class NotAChunk(Exception):
     """The engine said that it failed, or something that cannot be understood."""
+
+
+class NotWhole(Exception):
+    """The engine gave the answer up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,7 @@ def chunk_of(data: str, choices: int) -> Chunk:
     """Read one chunk of an answer with so many ``choices``.
 
     Raises:
+        NotWhole: a choice was given up.
         NotAChunk: it holds an error, or is none. Some servers put an exception's text into an event unescaped.
     """
     try:
@@ -54,7 +63,9 @@ def chunk_of(data: str, choices: int) -> Chunk:
             piece = _piece(choice, number)
             if piece != Piece(choice=number):
                 pieces.append(piece)
-            if reason := choice.get("finish_reason"):
+            if (reason := choice.get("finish_reason")) in _BROKEN_OFF:
+                raise NotWhole
+            if reason:
                 endings[number] = Ending(_REASONS.get(reason, FinishReason.STOP), _stop(choice))
         return Chunk(tuple(pieces), endings, _usage(said.get("usage")))
     except (ValueError, AttributeError, LookupError, TypeError, OverflowError, RecursionError):
@@ -64,12 +75,17 @@ def chunk_of(data: str, choices: int) -> Chunk:
 def _piece(choice: Mapping[str, Any], number: int) -> Piece:
     delta = choice.get("delta") or {}
     return Piece(
-        text=str(delta.get("content") or delta.get("refusal") or choice.get("text") or ""),
+        text=_text(delta.get("content") or delta.get("refusal") or choice.get("text")),
         choice=number,
-        reasoning=str(delta.get("reasoning_content") or delta.get("reasoning") or ""),
+        reasoning=_text(delta.get("reasoning_content") or delta.get("reasoning")),
         tool_calls=tuple(_calls(delta.get("tool_calls") or ())),
         logprobs=tuple(_logprobs(choice.get("logprobs"))),
     )
+
+
+def _text(said: Any) -> str:
+    """Text that can be sent on: JSON may hold halves of characters, which no encoding has."""
+    return str(said or "").encode("utf-8", "replace").decode()
 
 
 def _calls(deltas: Sequence[Mapping[str, Any]]) -> Iterator[ToolCallDelta]:
@@ -82,10 +98,10 @@ def _calls(deltas: Sequence[Mapping[str, Any]]) -> Iterator[ToolCallDelta]:
         arguments = function.get("arguments") or ""
         yield ToolCallDelta(
             index,
-            str(delta.get("id") or ""),
-            str(function.get("name") or ""),
+            _text(delta.get("id")),
+            _text(function.get("name")),
             # Some engines send an object where OpenAI sends its text.
-            arguments if isinstance(arguments, str) else json.dumps(arguments),
+            _text(arguments if isinstance(arguments, str) else json.dumps(arguments)),
         )
 
 
@@ -101,8 +117,8 @@ def _logprobs(said: Mapping[str, Any] | None) -> Iterator[TokenLogprob]:
 
 
 def _token(entry: Mapping[str, Any]) -> tuple[str, bytes, float]:
-    token, raw = str(entry["token"]), entry.get("bytes")
-    spelt = bytes(raw) if isinstance(raw, list) else token.encode("utf-8", "replace")
+    token, raw = _text(entry["token"]), entry.get("bytes")
+    spelt = bytes(raw) if isinstance(raw, list) else token.encode()
     return token, spelt, _logprob(entry.get("logprob"))
 
 
@@ -112,37 +128,48 @@ def _plain_logprobs(said: Mapping[str, Any]) -> Iterator[TokenLogprob]:
     tops = said.get("top_logprobs") or []
     for position, token in enumerate(tokens):
         top = (tops[position] if position < len(tops) else None) or {}
-        others = sorted(top.items(), key=lambda item: _logprob(item[1]), reverse=True)
+        others = sorted(
+            ((_text(other), _logprob(value)) for other, value in top.items()), key=itemgetter(1), reverse=True
+        )
+        spelt = _text(token)
         yield TokenLogprob(
-            str(token),
-            str(token).encode("utf-8", "replace"),
+            spelt,
+            spelt.encode(),
             _logprob(logprobs[position]),
-            tuple(TopLogprob(other, other.encode("utf-8", "replace"), _logprob(value)) for other, value in others),
+            tuple(TopLogprob(other, other.encode(), value) for other, value in others),
         )
 
 
 def _logprob(value: Any) -> float:
-    return max(_LEAST_LOGPROB, float(value)) if value is not None else 0.0
+    return min(0.0, max(_LEAST_LOGPROB, float(value))) if value is not None else 0.0
 
 
 def _stop(choice: Mapping[str, Any]) -> str:
     """The stop string that was met: vLLM and SGLang tell it, by names of their own."""
     met = choice.get("stop_reason") or choice.get("matched_stop")
-    return met if isinstance(met, str) else ""
+    return _text(met) if isinstance(met, str) else ""
 
 
-def _usage(said: Mapping[str, Any] | None) -> Usage | None:
+def _usage(said: Any) -> Usage | None:
+    """The usage; None where it cannot be: an answer is whole also where its engine counts badly."""
     if not said:
         return None
-    prompt = said.get("prompt_tokens_details") or {}
-    completion = said.get("completion_tokens_details") or {}
-    return Usage(
-        int(said["prompt_tokens"]),
-        int(said.get("completion_tokens") or 0),
-        _count(prompt.get("cached_tokens")),
-        _count(completion.get("reasoning_tokens")),
-    )
+    try:
+        prompt = said.get("prompt_tokens_details") or {}
+        completion = said.get("completion_tokens_details") or {}
+        cached, thoughts = prompt.get("cached_tokens"), completion.get("reasoning_tokens")
+        return Usage(
+            _count(said["prompt_tokens"]),
+            _count(said.get("completion_tokens") or 0),
+            None if cached is None else _count(cached),
+            None if thoughts is None else _count(thoughts),
+        )
+    except (ValueError, AttributeError, LookupError, TypeError, OverflowError):
+        return None
 
 
-def _count(value: Any) -> int | None:
-    return None if value is None else int(value)
+def _count(value: Any) -> int:
+    count = int(value)
+    if not 0 <= count < _MOST_TOKENS:
+        raise ValueError
+    return count

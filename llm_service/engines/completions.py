@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from llm_service.engines.chunks import NotAChunk, chunk_of
+from llm_service.engines.chunks import NotAChunk, NotWhole, chunk_of
 from llm_service.generation import Accepted, Ended, Ending, EngineEvent, Generation, Message, Usage
 from llm_service.sse import EventTooLong, events
 from mesh.errors import Internal, InvalidRequest, MeshError, NotFound, Overloaded, Unavailable, WrongState
@@ -85,8 +85,9 @@ def options_of(request: Generation) -> dict[str, Any]:
 
 
 def _message(message: Message) -> dict[str, Any]:
-    content: Any = message.content
-    if message.parts:
+    # Texts alone are one text: engines make different things of a list.
+    content: Any = message.text
+    if message.images:
         content = [_part(part) for part in message.parts]
     elif message.tool_calls and not content:
         content = None
@@ -173,6 +174,8 @@ async def _read(response: httpx.Response, choices: int) -> AsyncGenerator[Engine
                 chunk = chunk_of(data, choices)
             except NotAChunk:
                 raise _mid_stream_failure(data) from None
+            except NotWhole:
+                raise _lost("The engine gave the answer up before it was whole.") from None
             endings.update(chunk.endings)
             usage = chunk.usage or usage
             if not accepted:

@@ -15,10 +15,11 @@ from llm_service.abilities import ALL_ABILITIES
 from llm_service.engines import Served
 from llm_service.engines.completions import count_tokens, http_client, input_of, options_of, refusal, stream
 from llm_service.generation import EngineEvent, Generation
-from llm_service.load import EngineLoad, LoadWatch
+from llm_service.load import LoadWatch
 from llm_service.models import DEMO
 from llm_service.settings import LlmSettings
 from mesh.errors import MeshError, ModelUnusable, Unavailable
+from mesh.generation import EngineLoad
 from mesh.telemetry import fields, get_logger
 
 log = get_logger(__name__)
@@ -88,8 +89,10 @@ class OpenAIEngine:
         if self._load_watch.load is not None:
             self._watches.append(asyncio.create_task(self._load_watch.run()))
         described = next((model for model in models if model.get("id") == self._model), {})
-        context = described.get("max_model_len") or described.get("context_length") or 0
-        return Served(name=self._model, source="remote", context_tokens=context if isinstance(context, int) else 0)
+        context = described.get("max_model_len") or described.get("context_length")
+        if not isinstance(context, int) or not 0 < context < 2**32:
+            context = 0
+        return Served(name=self._model, source="remote", context_tokens=context)
 
     def _choose(self, names: list[str]) -> str:
         if self._model and (not names or self._model in names):

@@ -32,12 +32,13 @@ from llm_service.engines import Served
 from llm_service.engines.child import ChildEngine, Spawn, engine_environment, installed_version
 from llm_service.engines.completions import count_tokens, input_of, options_of
 from llm_service.generation import Generation
-from llm_service.load import EngineLoad, LoadWatch
+from llm_service.load import LoadWatch
 from llm_service.local_model import LocalModel
 from llm_service.process import Command, EngineProcess
 from llm_service.settings import LlmSettings
 from mesh.clock import Clock, monotonic
 from mesh.errors import ModelUnusable
+from mesh.generation import EngineLoad
 
 CONCURRENCY = 256
 METRICS_SECONDS = 5.0  # busy with hundreds of streams, its door is slow
@@ -102,6 +103,7 @@ class VllmEngine(ChildEngine):
     async def count(self, request: Generation) -> int:
         """Tokens of the prompt, by the engine's own tokenizer and chat template. Raises MeshError."""
         self._model.require_template(request)
+        self._model.meter.require_countable(request)
         return await count_tokens(self._client, self._base, request, self._model_name)
 
     def load(self) -> EngineLoad | None:
@@ -156,12 +158,11 @@ class VllmEngine(ChildEngine):
 
     def _asked(self, request: Generation) -> tuple[str, dict[str, Any]]:
         route, body = input_of(request)
-        return route, {
-            **body,
-            **options_of(request),
-            "model": self._model_name,
-            "stream_options": {"include_usage": True},
-        }
+        # The first frame tells what the prompt takes. Of plain texts the meter knows; of what the template makes of
+        # tools and images the engine alone does, and it tells that with every chunk or with none.
+        counted = not (request.tools or any(message.tool_calls or message.images for message in request.messages))
+        usage = {"include_usage": True} if counted else {"include_usage": True, "continuous_usage_stats": True}
+        return route, {**body, **options_of(request), "model": self._model_name, "stream_options": usage}
 
     def _proof(self) -> Generation:
         return self._model.proof()

@@ -144,8 +144,9 @@ class AsyncLLMServiceClient(AsyncClient):
             MeshError: as `generate`.
         """
         _require_one_input(request)
-        if request.tools or request.tool_choice or request.response_format or request.choices > 1:
-            raise InvalidRequest("Tools, formats and several choices need generate.", param="tools")
+        more = request.tools or request.tool_choice or request.response_format or request.choices > 1
+        if more or request.sampling.top_logprobs is not None:
+            raise InvalidRequest("Tools, formats, several choices and probabilities need generate.", param="tools")
         with whole_characters():
             replies = self.hop.stream(self._stub.Generate, generation_to_wire(request), deadline=deadline)
         async with aclosing(self._events(replies, first_form_from_wire)) as events:

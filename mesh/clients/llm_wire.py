@@ -152,7 +152,7 @@ def load_from_wire(reply: pb.GetLoadResponse) -> Load:
     if reply.HasField("engine"):
         said = reply.engine
         share = said.kv_cache_usage if said.HasField("kv_cache_usage") else None
-        engine = EngineLoad(said.running_requests, said.waiting_requests, share)
+        engine = EngineLoad(said.running_requests, said.waiting_requests, share, said.kv_cache_tokens)
     return Load(
         reply.running_requests,
         reply.waiting_requests,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -149,7 +149,7 @@ class _Draft:
 
     texts: list[str] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
-    calls: dict[int, ToolCall] = field(default_factory=dict)
+    calls: dict[int, list[ToolCallDelta]] = field(default_factory=dict)
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
     def add(self, piece: Piece) -> None:
@@ -157,14 +157,19 @@ class _Draft:
         self.thoughts.append(piece.reasoning)
         self.logprobs.extend(piece.logprobs)
         for delta in piece.tool_calls:
-            begun = self.calls.get(delta.index, ToolCall("", "", ""))
-            self.calls[delta.index] = ToolCall(
-                begun.id or delta.id, begun.name or delta.name, begun.arguments + delta.arguments
-            )
+            self.calls.setdefault(delta.index, []).append(delta)
 
     def end(self, ending: Ending) -> Choice:
-        calls = tuple(self.calls[index] for index in sorted(self.calls))
+        calls = tuple(_whole(self.calls[index]) for index in sorted(self.calls))
         return Choice("".join(self.texts), ending, "".join(self.thoughts), calls, tuple(self.logprobs))
+
+
+def _whole(deltas: Sequence[ToolCallDelta]) -> ToolCall:
+    return ToolCall(
+        next((delta.id for delta in deltas if delta.id), ""),
+        next((delta.name for delta in deltas if delta.name), ""),
+        "".join(delta.arguments for delta in deltas),
+    )
 
 
 def fold(events: Iterable[Event]) -> Answer:
@@ -198,16 +203,27 @@ class TokenCount:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """What an engine says of itself; ``kv_used`` is a share of its key-value cache, None where it does not say."""
+    """What an engine says of itself.
+
+    Attributes:
+        running: requests in its batch; each of several answers to one prompt counts.
+        waiting: requests that it has taken and cannot run yet.
+        kv_used: share of its key-value cache that is in use, from 0 to 1; None where it does not say.
+        kv_tokens: tokens that the cache holds in all; 0 where it does not say.
+    """
 
     running: int
     waiting: int
     kv_used: float | None = None
+    kv_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How busy a worker is: requests at the engine and before it, the most there may be of both, the engine's words."""
+    """How busy a worker is: requests at the engine and before it, the most there may be of both, the engine's words.
+
+    Each of several answers to one prompt counts as a request.
+    """
 
     running: int
     waiting: int

@@ -19,8 +19,10 @@ MAX_TOP_LOGPROBS = 20
 MAX_TOP_K = 1_000_000
 MAX_TOOLS = 128
 MAX_TOOL_CALLS = 128
+MAX_NAME_CHARACTERS = 128
 MAX_SCHEMA_BYTES = 256 * 1024
 MAX_SCHEMA_DEPTH = 64
+MAX_SCHEMA_NODES = 4096
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 
 _SEED = 2**63
@@ -80,6 +82,8 @@ def _check_message(message: Message, where: str) -> None:
         raise InvalidRequest(
             f"{where} has more than {MAX_PARTS} parts or {MAX_TOOL_CALLS} tool calls; send less.", param=where
         )
+    if len(message.name) > MAX_NAME_CHARACTERS:
+        raise InvalidRequest(f"A name has at most {MAX_NAME_CHARACTERS} characters.", param=f"{where}.name")
     for image in message.images:
         if image.media_type not in IMAGE_TYPES or not image.data or image.detail not in _DETAILS:
             raise InvalidRequest(
@@ -93,6 +97,8 @@ def _check_message(message: Message, where: str) -> None:
                 f"A tool call in {where} has no proper id or name; send back what the answer held.",
                 param=f"{where}.tool_calls",
             )
+    if message.tool_call_id and message.role is not Role.TOOL:
+        raise InvalidRequest(f"Only a tool's result names a call; {where} is none.", param=f"{where}.tool_call_id")
     if message.role is Role.TOOL and not _CALL_ID.fullmatch(message.tool_call_id):
         raise InvalidRequest(
             f"{where} is a tool's result, and does not say of which call.", param=f"{where}.tool_call_id"
@@ -107,6 +113,7 @@ def _check_tools(request: Generation) -> None:
             f"The tools take more than {MAX_SCHEMA_BYTES} bytes; describe them shorter.", param="tools"
         )
     seen = set()
+    nodes = 0
     for index, tool in enumerate(request.tools):
         if not _TOOL_NAME.fullmatch(tool.name):
             raise InvalidRequest(
@@ -116,7 +123,12 @@ def _check_tools(request: Generation) -> None:
             raise InvalidRequest(f"Two tools are called {tool.name}; give each its own name.", param="tools")
         seen.add(tool.name)
         if tool.parameters:
-            _check_schema(tool.parameters, f"tools[{index}].parameters")
+            nodes += _check_schema(tool.parameters, f"tools[{index}].parameters")
+    if nodes > MAX_SCHEMA_NODES:
+        raise InvalidRequest(
+            f"The tools' schemas are made of more than {MAX_SCHEMA_NODES} objects and lists; offer fewer tools.",
+            param="tools",
+        )
 
 
 def _check_tool_choice(request: Generation) -> None:
@@ -178,8 +190,11 @@ def _check_format(wanted: ResponseFormat) -> None:
     _check_schema(wanted.schema, "response_format")
 
 
-def _check_schema(text: str, param: str) -> None:
-    """A JSON object of bearable size. Whether it is a good schema is for the worker to find out, off its event loop."""
+def _check_schema(text: str, param: str) -> int:
+    """A JSON object of bearable size; of how many objects and lists.
+
+    Whether it is a good schema is for the worker to find out, off its event loop.
+    """
     if len(text) > MAX_SCHEMA_BYTES:
         raise broken_schema(f"it has more than {MAX_SCHEMA_BYTES} bytes", param)
     try:
@@ -190,22 +205,28 @@ def _check_schema(text: str, param: str) -> None:
         raise broken_schema("it is nested too deeply", param) from None
     if not isinstance(schema, dict):
         raise broken_schema("it is no JSON object", param)
-    if _deeper_than(schema, MAX_SCHEMA_DEPTH):
-        raise broken_schema(f"it is nested more than {MAX_SCHEMA_DEPTH} deep", param)
+    nodes = _nodes(schema, param)
+    try:
+        # What Python reads is more than JSON: NaN, numbers beyond all bounds, halves of characters.
+        json.dumps(schema, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:
+        raise broken_schema("it holds a number or a character that JSON does not have", param) from None
+    return nodes
 
 
-def _deeper_than(value: Any, depth: int) -> bool:
-    level = [value]
-    for _ in range(depth):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
+def _nodes(schema: dict[str, Any], param: str) -> int:
+    """Of how many objects and lists it is made, within bounds: each costs whoever checks it half a millisecond."""
+    nodes = 0
+    level: list[Any] = [schema]
+    for _ in range(MAX_SCHEMA_DEPTH + 1):
+        level = [value for value in level if isinstance(value, dict | list)]
+        nodes += len(level)
+        if nodes > MAX_SCHEMA_NODES:
+            raise broken_schema(f"it is made of more than {MAX_SCHEMA_NODES} objects and lists", param)
         if not level:
-            return False
-    return any(isinstance(inner, dict | list) for inner in level)
+            return nodes
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
+    raise broken_schema(f"it is nested more than {MAX_SCHEMA_DEPTH} deep", param)
 
 
 def broken_schema(why: str, param: str) -> InvalidRequest:

@@ -59,6 +59,11 @@ class Message:
     tool_call_id: str = ""
 
     @property
+    def text(self) -> str:
+        """The content, or the texts among the parts, each on a line of its own."""
+        return self.content or "\n".join(part for part in self.parts if isinstance(part, str))
+
+    @property
     def images(self) -> tuple[Image, ...]:
         """The images among the parts."""
         return tuple(part for part in self.parts if isinstance(part, Image))
@@ -141,6 +146,22 @@ class Generation:
     response_format: ResponseFormat | None = None
     priority: Priority | None = None
     prompt_tokens: int = 0
+
+    @property
+    def texts(self) -> list[str]:
+        """All that the model is to read, as far as it is text; a tool as about the JSON that templates make of it."""
+        if self.prompt is not None:
+            return [self.prompt]
+        calls = (call for message in self.messages for call in message.tool_calls)
+        return [
+            *(message.text for message in self.messages),
+            *(f'{{"name": "{call.name}", "arguments": {call.arguments}}}' for call in calls),
+            *(
+                f'{{"type": "function", "function": {{"name": "{tool.name}", "description": "{tool.description}", '
+                f'"parameters": {tool.parameters or "{}"}}}}}'
+                for tool in self.tools
+            ),
+        ]
 
     @property
     def choices(self) -> int:

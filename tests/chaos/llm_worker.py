@@ -17,9 +17,9 @@ from llm_service.__main__ import make_capability
 from llm_service.abilities import ALL_ABILITIES
 from llm_service.engines import Served
 from llm_service.generation import Accepted, Ended, EngineEvent, FinishReason, Generation, Piece, Usage
-from llm_service.load import EngineLoad
 from llm_service.settings import LlmSettings
 from mesh.errors import MeshError
+from mesh.generation import EngineLoad
 from mesh.serving import run
 
 

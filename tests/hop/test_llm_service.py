@@ -13,17 +13,16 @@ import pytest
 from llm_service.abilities import Ability
 from llm_service.generation import Accepted, Ended, Ending, EngineEvent, FinishReason, Load, Piece
 from llm_service.generation import Generation as WireGeneration
-from llm_service.load import EngineLoad
 from llm_service.metrics import RUNNING, WAITING
 from llm_service.servicer import SERVICE, LlmServicer
 from llm_service.testing import ScriptedEngine, written
 from llm_service.writer import Limits, Writer
-from mesh import generation
 from mesh.clients.llm import AsyncLLMServiceClient, ChatMessage, Event, Finish, Generation, Role, Sampling
 from mesh.context import CallContext, Priority, current_call
 from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, InvalidRequest, MeshError, NotFound, Overloaded, Unavailable, WrongState
 from mesh.generation import (
+    EngineLoad,
     Header,
     Image,
     ResponseFormat,
@@ -35,6 +34,7 @@ from mesh.generation import (
     ToolChoiceMode,
     Usage,
 )
+from mesh.pb.llm.v1 import llm_pb2 as pb
 from mesh.serving import Capability
 from mesh.testing import serve, until_serving
 
@@ -82,8 +82,22 @@ async def test_a_prompt_is_continued_and_earlier_clients_are_served(connect: Con
     events = [event async for event in client.generate_text(CHAT)]
     assert "".join(event.text for event in events if isinstance(event, Piece)) == "Hello!"
     assert isinstance(events[-1], Finish)
-    with pytest.raises(InvalidRequest):
-        await anext(client.generate_text(replace(CHAT, tools=(Tool("look"),))))
+    for more in ({"tools": (Tool("look"),)}, {"sampling": Sampling(n=2)}, {"sampling": Sampling(top_logprobs=0)}):
+        with pytest.raises(InvalidRequest):
+            await anext(client.generate_text(replace(CHAT, **more)))
+
+
+async def test_the_rpc_of_earlier_versions_holds_one_text_alone(connect: Connect) -> None:
+    """Several choices would come as one text, mixed; thoughts, which it has no place for, come as nothing at all."""
+    engine = ScriptedEngine([Accepted(), Piece(reasoning="hm"), *written("Hello")[1:]])
+    client = await connect(engine)
+    generate = client._stub.Generate
+    for sampling in (pb.Sampling(n=2), pb.Sampling(top_logprobs=0)):
+        with pytest.raises(InvalidRequest, match="one text alone"):
+            await anext(client.hop.stream(generate, pb.GenerateRequest(prompt="x", sampling=sampling)))
+    frames = [reply async for reply in client.hop.stream(generate, pb.GenerateRequest(prompt="x"))]
+    assert [frame.WhichOneof("frame") for frame in frames] == ["header", "piece", "finish"]
+    assert len(engine.requests) == 1
 
 
 async def test_tools_and_choices_cross_the_wire(connect: Connect) -> None:
@@ -104,13 +118,13 @@ async def test_tools_and_choices_cross_the_wire(connect: Connect) -> None:
 async def test_tokens_are_counted_and_the_load_is_told_beside_a_long_answer(connect: Connect) -> None:
     """Neither waits for the engine to be free."""
     engine = ScriptedEngine([Accepted(), ScriptedEngine.HOLD])
-    engine.engine_load = EngineLoad(running=1, waiting=0, kv_used=0.5)
+    engine.engine_load = EngineLoad(1, 0, 0.5, 4096)
     client = await connect(engine)
     writing = asyncio.create_task(client.complete(CHAT))
     await engine.busy.wait()
     assert await client.count_tokens(CHAT) == TokenCount("scripted-model", 2, 128)
     assert await client.count_tokens(Generation(prompt="one two three")) == TokenCount("scripted-model", 3, 128)
-    assert await client.load() == Load(1, 0, 1, 0, generation.EngineLoad(1, 0, 0.5))
+    assert await client.load() == Load(1, 0, 1, 0, EngineLoad(1, 0, 0.5, 4096))
     writing.cancel()
     await asyncio.gather(writing, return_exceptions=True)
 

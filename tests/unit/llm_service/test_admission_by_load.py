@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from llm_service.admission import WAITING_CACHES, Admission
-from llm_service.load import EngineLoad
+from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.errors import Overloaded
+from mesh.generation import EngineLoad
 from mesh.testing import FakeClock
 
 LATER = Deadline.after(3600)
@@ -200,3 +201,62 @@ async def test_cancelled_prompts_give_their_tokens_back() -> None:
     again = [await engine.come(f"again {number}", tokens=50) for number in range(4)]
     assert engine.started == ["0", "1", "again 0", "again 1"]
     await leave(*again)
+
+
+class Wide:
+    """Visits that want several answers."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.admission = admission
+        self.started: list[str] = []
+
+    async def _visit(self, name: str, answers: int, priority: Priority, leave: asyncio.Event) -> None:
+        with self.admission.place(LATER, priority, answers=answers) as place:
+            async with place.slot():
+                self.started.append(name)
+                await leave.wait()
+
+    async def come(
+        self, name: str, answers: int, priority: Priority = Priority.INTERACTIVE
+    ) -> tuple[asyncio.Task[None], asyncio.Event]:
+        """Let one more come, and see what becomes of it."""
+        leaves = asyncio.Event()
+        task = asyncio.create_task(self._visit(name, answers, priority, leaves))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return task, leaves
+
+
+async def test_several_answers_take_as_many_slots() -> None:
+    """What a request for sixteen answers costs is what sixteen requests cost, at the engine and in the queue."""
+    wide = Wide(Admission(concurrency=8, queue=8))
+    first = await wide.come("first", 6)
+    second = await wide.come("second", 4)
+    assert (wide.started, wide.admission.running, wide.admission.waiting) == (["first"], 6, 4)
+    refused, _ = await wide.come("third", 7)
+    with pytest.raises(Overloaded, match="10 answers are before"):
+        await refused
+    await leave(first)
+    assert (wide.started, wide.admission.running) == (["first", "second"], 4)
+    await leave(second)
+    assert (wide.admission.running, wide.admission.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("priority", Priority)
+async def test_more_answers_than_slots_take_them_all(priority: Priority) -> None:
+    """An idle worker takes any request that is within its bounds; nothing is refused for ever."""
+    wide = Wide(Admission(concurrency=2, queue=0))
+    await leave(await wide.come("wide", 16, priority))
+    assert wide.started == ["wide"]
+
+
+async def test_bulk_work_does_not_slip_past_an_interactive_request_that_needs_room() -> None:
+    """Small bulk requests that fit into every gap would keep it waiting for as long as they come."""
+    wide = Wide(Admission(concurrency=4, queue=40))
+    first, second = await wide.come("first", 2), await wide.come("second", 1)
+    waits = await wide.come("wide", 4)
+    bulk = await wide.come("bulk", 1, Priority.BULK)
+    assert wide.started == ["first", "second"]
+    await leave(first, second)
+    assert wide.started == ["first", "second", "wide"]
+    await leave(waits, bulk)

@@ -91,6 +91,41 @@ async def test_usage_is_never_invented() -> None:
     assert (await answer(delta("x"), finish(), DONE))[-1] == Ended.one(FinishReason.STOP)
 
 
+@pytest.mark.parametrize(
+    "usage", [{"prompt_tokens": "many"}, {"total_tokens": 3}, {"prompt_tokens": -1}, {"prompt_tokens": 2**40}, [3]]
+)
+async def test_a_usage_that_cannot_be_is_none(usage: Any) -> None:
+    """An answer is whole also where its engine counts badly: nothing else of it is doubted."""
+    assert (await answer(delta("x"), event(choices=[], usage=usage), finish(), DONE))[-1] == Ended.one(
+        FinishReason.STOP
+    )
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", "cancelled"])
+async def test_an_answer_that_the_engine_gave_up_has_no_clean_end(reason: str) -> None:
+    """Engines that abort a request, as when they shut down, say so by the finish reason alone."""
+    with pytest.raises(Unavailable) as caught:
+        await answer(delta("half"), finish(reason), DONE)
+    assert caught.value.reason == "ENGINE_LOST"
+
+
+async def test_half_a_character_can_be_sent_on() -> None:
+    """JSON may hold what no encoding has; it is replaced wherever it stands, and the rest arrives."""
+    half = "a\ud83d"
+    call = {"index": 0, "id": half, "function": {"name": half, "arguments": half}}
+    told = {"token": half, "logprob": 0.5, "top_logprobs": [{"token": half, "logprob": -1}]}
+    choice = {"delta": {"content": half, "reasoning": half, "tool_calls": [call]}, "logprobs": {"content": [told]}}
+    plain = {"text": half, "logprobs": {"tokens": [half], "token_logprobs": [-1.0], "top_logprobs": [{half: -1.0}]}}
+    _, first, second, _ = await answer(event(choices=[choice]), event(choices=[plain]), finish())
+    assert first == Piece(
+        "a?",
+        reasoning="a?",
+        tool_calls=(ToolCallDelta(0, "a?", "a?", "a?"),),
+        logprobs=(TokenLogprob("a?", b"a?", 0.0, (TopLogprob("a?", b"a?", -1.0),)),),
+    )
+    assert second == Piece("a?", logprobs=(TokenLogprob("a?", b"a?", -1.0, (TopLogprob("a?", b"a?", -1.0),)),))
+
+
 async def test_plain_completions_have_their_text_elsewhere() -> None:
     """The chunks of a plain completion carry ``text``."""
     events = await answer(
@@ -125,7 +160,6 @@ async def test_a_broken_stream_is_unavailable(steps: tuple[bytes | Exception, ..
         (b'data: {"error": {"message": "boom"}}\n\n', Internal),
         (b"data: [1, 2]\n\n", Internal),
         (b'data: {"choices": [7]}\n\n', Internal),
-        (b'data: {"choices": [], "usage": {"prompt_tokens": "many"}}\n\n', Internal),
         (b'data: {"error": {"code": "context_length_exceeded"}}\n\n', InvalidRequest),
     ],
 )

@@ -24,6 +24,12 @@ def test_chat_and_prompt_have_their_routes() -> None:
     assert input_of(Generation(prompt="Once")) == ("/completions", {"prompt": "Once"})
 
 
+def test_parts_that_are_all_text_are_one_text() -> None:
+    """Engines make different things of a list, down to its Python notation in the prompt; of a text they do not."""
+    _, body = input_of(Generation(messages=(Message(Role.USER, parts=("One.", "Two.")),)))
+    assert body["messages"] == [{"role": "user", "content": "One.\nTwo."}]
+
+
 def test_all_that_a_chat_may_ask_is_said() -> None:
     """Messages, images, tools, the choice among them and the schema stand where OpenAI's clients put them."""
     messages = (

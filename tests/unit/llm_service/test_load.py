@@ -7,7 +7,8 @@ import asyncio
 import httpx
 import pytest
 
-from llm_service.load import FULL_SHARE, READ_EVERY_SECONDS, STALE_SECONDS, EngineLoad, LoadWatch, read_load
+from llm_service.load import FULL_SHARE, READ_EVERY_SECONDS, STALE_SECONDS, LoadWatch, is_saturated, read_load
+from mesh.generation import EngineLoad
 from mesh.testing import FakeClock
 
 # As vLLM 0.32 writes it, with two data-parallel ranks.
@@ -83,7 +84,14 @@ def test_a_cache_whose_size_is_not_told_is_unknown() -> None:
 )
 def test_saturated_is_when_a_further_request_would_wait(load: EngineLoad, saturated: bool) -> None:
     """A short queue that fills the gaps is welcome; more than that, or a full cache, is not."""
-    assert load.saturated is saturated
+    assert is_saturated(load) is saturated
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-1"])
+def test_a_load_that_cannot_be_is_not_read(value: str) -> None:
+    """A figure that no count and no share can have raises as nonsense does: it would reach callers."""
+    with pytest.raises(ValueError, match="bounds"):
+        read_load(f"vllm:num_requests_running {value}\nvllm:num_requests_waiting 0\n")
 
 
 async def test_a_reading_lasts_while_it_is_fresh() -> None:
@@ -120,18 +128,21 @@ async def test_only_the_engines_own_metrics_are_passed_on() -> None:
 
 
 async def test_what_cannot_be_read_ends_no_watch() -> None:
-    """Readings go on after one that was nonsense."""
+    """Readings go on after one that was nonsense, and after one that failed in a way that nobody thought of."""
     pauses: list[float] = []
     published = Published("vllm:num_requests_running{ <html>\n")
+    published.failure = RuntimeError("nobody thought of it")
 
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
-        published.text = EXPOSITION
-        if len(pauses) == 2:
+        if published.failure is None:
+            published.text = EXPOSITION
+        published.failure = None
+        if len(pauses) == 3:
             raise asyncio.CancelledError
 
     watch = LoadWatch(published.fetch, sleep=sleep)
     with pytest.raises(asyncio.CancelledError):
         await watch.run()
-    assert pauses == [READ_EVERY_SECONDS] * 2
+    assert pauses == [READ_EVERY_SECONDS] * 3
     assert watch.load is not None

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from llm_service.generation import Generation, Message, Role, Sampling
 from llm_service.meter import PromptMeter
 from mesh.errors import InvalidRequest, ModelUnusable
+from mesh.generation import Image, Tool, ToolCall
 
 CONTEXT = 32
 
@@ -80,3 +84,59 @@ def test_a_broken_tokenizer_is_the_models_fault(model_path: Path) -> None:
     (model_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelUnusable):
         PromptMeter(model_path / "tokenizer.json", CONTEXT)
+
+
+WORDS = "word " * 10
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Generation(messages=(Message(Role.USER, parts=(WORDS, Image(b"x", "image/png"), WORDS)),)),
+        Generation(messages=(Message(Role.ASSISTANT, tool_calls=(ToolCall("c", "look", WORDS * 2),)),)),
+        Generation(messages=(Message(Role.USER, "word"),), tools=(Tool("look", WORDS * 2),)),
+        Generation(messages=(Message(Role.USER, "word"),), tools=(Tool("look", parameters=WORDS * 2),)),
+    ],
+    ids=["parts", "calls", "a tool's description", "a tool's schema"],
+)
+async def test_all_that_the_model_reads_is_counted(model_path: Path, request_: Generation) -> None:
+    """Twenty words are twenty tokens, wherever in the request they stand; they leave less room, or none."""
+    meter = PromptMeter(model_path / "tokenizer.json", 100)
+    assert await meter.count(request_) >= 20
+    room = (await meter.fit(request_, max_output_tokens=100)).sampling.max_tokens
+    assert room is not None
+    assert room <= 80
+    with pytest.raises(InvalidRequest, match="does not fit"):
+        await PromptMeter(model_path / "tokenizer.json", 20).fit(request_, max_output_tokens=20)
+
+
+class Watched(PromptMeter):
+    """A meter that says how much it has looked at."""
+
+    looked_at = 0
+
+    def _count(self, texts: list[str]) -> int:
+        self.looked_at += sum(map(len, texts))
+        return super()._count(texts)
+
+
+@pytest.fixture
+def long_tokens(tmp_path: Path) -> Path:
+    """A tokenizer with one very long token: nothing can be told from a text's length."""
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "word": 1, "x" * 1_000_000: 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path / "tokenizer.json"
+
+
+async def test_a_long_prompt_is_looked_at_only_as_far_as_it_takes(long_tokens: Path) -> None:
+    """Who fits ten thousand tokens into a million characters too many costs no more than ten thousand tokens."""
+    meter = Watched(long_tokens, 10_000)
+    with pytest.raises(InvalidRequest, match="does not fit"):
+        await meter.fit(prompt(1_000_000), max_output_tokens=20)
+    assert meter.looked_at < 100_000
+
+
+async def test_a_long_prompt_is_counted_to_its_end_where_its_length_is_asked(long_tokens: Path) -> None:
+    """In slices that are cut between words, so that the count is the same."""
+    assert await PromptMeter(long_tokens, 10_000).count(prompt(200_000)) == 200_000

@@ -5,8 +5,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from llm_service.load import EngineLoad
 from llm_service.metrics import EngineMetrics, Published
+from mesh.generation import EngineLoad
 
 EXPOSITION = """\
 # TYPE vllm:num_requests_waiting gauge

@@ -108,6 +108,7 @@ class FakePatient:
     def __init__(self, beats: int) -> None:
         self.beats = beats
         self.door_is_open = True
+        self.fault: Exception | None = None
         self.cpu = 0.0
         self.failure: MeshError | None = None
         self.restarts: list[str] = []
@@ -115,7 +116,10 @@ class FakePatient:
         self.silence = SilenceWatch(hang_seconds=HANG, stall_seconds=STALL, clock=self.clock)
 
     async def answers(self) -> bool:
-        """Whether the door is open."""
+        """Whether the door is open; raises ``fault`` once."""
+        if self.fault is not None:
+            fault, self.fault = self.fault, None
+            raise fault
         return self.door_is_open
 
     async def cpu_seconds(self) -> float | None:
@@ -156,6 +160,14 @@ async def test_a_closed_door_restarts_the_engine_once() -> None:
     early = FakePatient(beats=SILENT_BEATS - 1)
     early.door_is_open = False
     assert await early.felt() == []
+
+
+async def test_a_beat_that_fails_ends_no_watch() -> None:
+    """The next beat is felt: nobody else would notice an engine that hangs."""
+    patient = FakePatient(beats=10)
+    patient.door_is_open = False
+    patient.fault = RuntimeError("nobody thought of it")
+    assert await patient.felt() == ["its process hangs"]
 
 
 async def test_an_open_door_with_nobody_behind_it_restarts_the_engine() -> None:

@@ -29,7 +29,7 @@ class FakeServe:
         self.children: list[ScriptedChild] = []
         self.bodies: list[dict[str, Any]] = []
         self.text = "one two three"
-        self.silent = False
+        self.silent_seconds = 0.0
         self.fails = False
         self.free = asyncio.Event()
         self.free.set()
@@ -49,7 +49,8 @@ class FakeServe:
                 await asyncio.Event().wait()
             return httpx.Response(200, json={"status": "ok"})
         await self.free.wait()
-        if self.silent:
+        if self.silent_seconds:
+            self.clock.advance(self.silent_seconds)
             raise httpx.ReadTimeout("silent", request=request)
         if self.fails:
             return httpx.Response(500, text="CUDA error")
@@ -170,9 +171,9 @@ async def test_a_model_without_a_template_only_continues(make: Make, model_path:
 
 async def test_an_engine_that_falls_silent_is_replaced(make: Make) -> None:
     """Silence while writing is Unavailable for the caller and the end of that engine."""
-    engine, server = make()
+    engine, server = make(stall_seconds=120.0)
     await engine.start()
-    server.silent = True
+    server.silent_seconds = 240.0
     with pytest.raises(Unavailable):
         async for _ in engine.generate(await engine.prepare(chat("word"))):
             pass
@@ -180,6 +181,18 @@ async def test_an_engine_that_falls_silent_is_replaced(make: Make) -> None:
     failure = engine.unhealthy()
     assert failure is not None
     assert failure.reason == "ENGINE_RESTARTING"
+
+
+async def test_a_request_that_waits_for_others_ends_no_engine(make: Make) -> None:
+    """One whose time is up fails alone where the engine wrote for somebody else a moment ago."""
+    engine, server = make(stall_seconds=120.0)
+    await engine.start()
+    server.silent_seconds = 1.0
+    with pytest.raises(Unavailable) as caught:
+        async for _ in engine.generate(await engine.prepare(chat("word"))):
+            pass
+    assert caught.value.reason == "ENGINE_STUCK"
+    assert (server.children[0].ended.done(), engine.unhealthy()) == (False, None)
 
 
 async def test_a_failed_canary_replaces_the_engine(make: Make) -> None:

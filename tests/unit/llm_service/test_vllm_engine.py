@@ -7,6 +7,7 @@ import json
 import stat
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import pytest
 
 from llm_service.engines.vllm import CONCURRENCY, VllmEngine, number_format
 from llm_service.generation import Ended, FinishReason, Generation, Message, Piece, Role, Sampling, Usage
-from llm_service.load import STALE_SECONDS, EngineLoad
+from llm_service.load import STALE_SECONDS
 from llm_service.process import Command
 from llm_service.settings import LlmSettings
 from llm_service.testing import ScriptedChild
 from mesh.errors import InvalidRequest, ModelUnusable, Unavailable, WrongState
+from mesh.generation import EngineLoad, Tool
 from mesh.testing import FakeClock
 
 METRICS = """\
@@ -202,6 +204,26 @@ async def test_prompts_are_counted_before_it_sees_them(make: Make) -> None:
     with pytest.raises(InvalidRequest):
         await engine.prepare(chat("word " * 27))
     assert len(server.bodies) == asked
+
+
+async def test_what_only_the_engine_knows_of_a_prompt_is_told_at_once(make: Make) -> None:
+    """What a template makes of tools the worker cannot count: then the engine tells with its first chunk."""
+    engine, server = make()
+    await engine.start()
+    request = replace(chat("word"), tools=(Tool("look"),))
+    async for _ in engine.generate(request):
+        pass
+    assert server.bodies[-1]["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+
+
+async def test_a_count_that_cannot_be_is_not_asked_for(make: Make) -> None:
+    """Ten million characters are more than the context holds, and more than the engine's door should be busy with."""
+    engine, server = make()
+    await engine.start()
+    server.answers = False
+    with pytest.raises(InvalidRequest) as caught:
+        await engine.count(chat("word " * 2_000_000))
+    assert caught.value.reason == "CONTEXT_OVERFLOW"
 
 
 async def test_its_own_count_is_asked_for(make: Make, model_path: Path) -> None:

@@ -17,19 +17,19 @@ from llm_service.generation import (
     Generation,
     Header,
     Load,
+    Message,
     Piece,
+    Role,
     Sampling,
     TokenCount,
     Usage,
 )
-from llm_service.load import EngineLoad
 from llm_service.testing import ScriptedEngine, written
 from llm_service.writer import Limits, Names, Writer
-from mesh import generation
 from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, InvalidRequest, MeshError, NotFound, Overloaded, Unavailable, WrongState
-from mesh.generation import ResponseFormat
+from mesh.generation import EngineLoad, Image, ResponseFormat, Tool
 
 PROMPT = Generation(prompt="Once upon a time")
 
@@ -70,10 +70,11 @@ async def test_the_header_waits_for_the_first_piece() -> None:
     with pytest.raises(Unavailable):
         await append_to(events, writer)
     assert events == []
-    engine.script = [Accepted(Usage(7, 0)), *written("one")[1:]]
-    header = (await collect(writer))[0]
-    assert isinstance(header, Header)
-    assert header.usage == Usage(7, 0)
+    for told in (Usage(7, 0, 4), Usage(7, 3, 4, 2)):  # the second by an engine that had begun to write already
+        engine.script = [Accepted(told), *written("one")[1:]]
+        header = (await collect(writer))[0]
+        assert isinstance(header, Header)
+        assert header.usage == Usage(7, 0, 4)
 
 
 async def test_the_prompts_usage_may_come_from_the_workers_own_count() -> None:
@@ -139,15 +140,63 @@ async def test_tokens_are_counted_without_a_slot() -> None:
     await asyncio.gather(writing, return_exceptions=True)
 
 
+async def test_counting_is_bounded_too() -> None:
+    """It is the engine's work though it needs no slot: a flood is told when to come back, and passes."""
+
+    class Counting(ScriptedEngine):
+        async def count(self, request: Generation) -> int:
+            await self.release.wait()
+            return await super().count(request)
+
+    engine = Counting()
+    writer = await started(engine)
+    flood = [asyncio.create_task(writer.count(PROMPT, Deadline.after(60))) for _ in range(50)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    with pytest.raises(Overloaded) as caught:
+        await writer.count(PROMPT, Deadline.after(60))
+    assert caught.value.retry_after
+    engine.release.set()
+    outcomes = await asyncio.gather(*flood, return_exceptions=True)
+    assert sum(isinstance(outcome, TokenCount) for outcome in outcomes) == 32
+    assert (await writer.count(PROMPT, Deadline.after(60))).prompt_tokens == 4
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Generation(prompt="x" * 4000),
+        Generation(messages=(Message(Role.USER, parts=("x" * 4000,)),)),
+        Generation(messages=(Message(Role.USER, "x"),), tools=(Tool("look", "x" * 4000),)),
+        Generation(messages=(Message(Role.USER, parts=(Image(b"x", "image/png"),)),)),
+    ],
+    ids=["a prompt", "a part", "a tool", "an image"],
+)
+async def test_what_nobody_can_count_is_guessed_for_the_engines_load(request_: Generation) -> None:
+    """An engine whose tokenizer is elsewhere has a cache that fills all the same; what was guessed is told nobody."""
+    engine = ScriptedEngine([Accepted(), Piece("one"), ScriptedEngine.HOLD, *written("done")[1:]], concurrency=8)
+    engine.engine_load = EngineLoad(1, 0, 0.0, 1500)
+    writer = await started(engine, queued=8)
+    asked = [asyncio.create_task(collect(writer, request_)) for _ in range(2)]
+    while not writer.load().waiting:
+        await asyncio.sleep(0)
+    assert writer.load().running == 1
+    engine.release.set()
+    for events in await asyncio.gather(*asked, return_exceptions=True):
+        assert not isinstance(events, BaseException)
+        assert isinstance(events[0], Header)
+        assert events[0].usage is None
+
+
 async def test_the_load_is_told_at_once() -> None:
     """Who is at the engine, who waits, and what the engine says of itself."""
     engine = ScriptedEngine([Accepted(), ScriptedEngine.HOLD])
-    engine.engine_load = EngineLoad(running=1, waiting=0, kv_used=0.5)
+    engine.engine_load = EngineLoad(1, 0, 0.5, 4096)
     writer = await started(engine, queued=4)
     asked = [asyncio.create_task(collect(writer)) for _ in range(3)]
     while writer.load().waiting < 2:
         await asyncio.sleep(0)
-    assert writer.load() == Load(1, 2, 1, 4, generation.EngineLoad(1, 0, 0.5))
+    assert writer.load() == Load(1, 2, 1, 4, EngineLoad(1, 0, 0.5, 4096))
     for each in asked:
         each.cancel()
     await asyncio.gather(*asked, return_exceptions=True)

@@ -24,6 +24,7 @@ from mesh.generation import (
     ToolChoiceMode,
     check,
 )
+from mesh.generation.bounds import MAX_SCHEMA_NODES
 
 HELLO = Message(Role.USER, "Hello")
 CHAT = Generation(messages=(HELLO,))
@@ -123,6 +124,8 @@ def test_exactly_one_input_is_needed(request_: Generation) -> None:
         (Message(Role.ASSISTANT, tool_calls=(replace(CALL, name="look up"),)), "messages[0].tool_calls"),
         (Message(Role.ASSISTANT, tool_calls=(replace(CALL, id=""),)), "messages[0].tool_calls"),
         (Message(Role.TOOL, "A cat."), "messages[0].tool_call_id"),
+        (Message(Role.USER, "a", tool_call_id="call_1"), "messages[0].tool_call_id"),
+        (Message(Role.USER, "a", "x" * 129), "messages[0].name"),
     ],
 )
 def test_a_message_that_makes_no_sense_is_refused_by_its_place(message: Message, param: str) -> None:
@@ -178,3 +181,28 @@ def test_a_sound_chat_passes() -> None:
 def test_a_schema_needs_a_name() -> None:
     """Engines show it to the model."""
     assert refusal(replace(CHAT, response_format=ResponseFormat("{}", ""))).param == "response_format"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        '{"minimum": NaN}',
+        '{"minimum": 1e999}',
+        '{"title": "\\ud800"}',
+        '{"minimum": ' + "1" * 5000 + "}",
+        json.dumps({"anyOf": [{}] * MAX_SCHEMA_NODES}),
+    ],
+    ids=["NaN", "infinity", "half a character", "a huge number", "many small parts"],
+)
+def test_a_schema_that_no_engine_could_be_sent_is_refused(schema: str) -> None:
+    """Python reads more than JSON holds; and what is small in bytes may still take a minute to check."""
+    error = refusal(replace(CHAT, response_format=ResponseFormat(schema, "answer")))
+    assert error.reason == "INVALID_JSON_SCHEMA"
+
+
+def test_all_tools_together_are_bounded_in_parts() -> None:
+    """Many tools of which each is within the bound take as long to check as one that is not."""
+    parameters = json.dumps({"anyOf": [{}] * (MAX_SCHEMA_NODES // 2)})
+    tools = tuple(Tool(name, parameters=parameters) for name in ("a", "b"))
+    assert refusal(replace(CHAT, tools=tools)).param == "tools"
+    check(replace(CHAT, tools=tools[:1]))
