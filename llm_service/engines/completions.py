@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
 import httpx
 
-from llm_service.engines.chunks import NotAChunk, chunk_of
-from llm_service.generation import Accepted, Ended, Ending, EngineEvent, Generation, Message, Usage
+from llm_service.engine_http import EngineTransport
+from llm_service.engines.chunks import NotAChunk, chunk_of, joined
+from llm_service.generation import Accepted, Ended, Ending, EngineEvent, Generation, Message, Piece, Usage
 from llm_service.sse import EventTooLong, events
 from mesh.errors import Internal, InvalidRequest, MeshError, NotFound, Overloaded, Unavailable, WrongState
 from mesh.generation import Image, ResponseFormat, Tool, ToolChoice, ToolChoiceMode
@@ -20,8 +21,6 @@ from mesh.telemetry import fields, get_logger
 log = get_logger(__name__)
 
 CONNECT_SECONDS = 5.0
-# uvicorn closes an idle connection after 5 s; a request sent into one that is just closing would fail for nothing.
-KEEP_ALIVE_SECONDS = 2.0
 COUNT_SECONDS = 10.0
 
 _DONE = "[DONE]"
@@ -34,12 +33,11 @@ _PARSER_SIGNS = ("tool-call-parser", "tool_call_parser", "enable-auto-tool-choic
 def http_client(
     *, stall_seconds: float, headers: Mapping[str, str] | None = None, transport: httpx.AsyncBaseTransport | None = None
 ) -> httpx.AsyncClient:
-    """A client for an engine: no proxies, no redirects, and ``stall_seconds`` as the longest silence between bytes."""
+    """A client for an engine: ``stall_seconds`` is the longest silence between bytes; by default it reaches any URL."""
     return httpx.AsyncClient(
         timeout=httpx.Timeout(stall_seconds, connect=CONNECT_SECONDS, pool=None),
-        limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_SECONDS),
         headers=dict(headers or {}),
-        transport=transport,
+        transport=transport or EngineTransport(),
         trust_env=False,
     )
 
@@ -161,30 +159,64 @@ async def stream(client: httpx.AsyncClient, url: str, body: Mapping[str, Any]) -
         raise _lost("The engine was lost before its answer was whole.") from None
 
 
-async def _read(response: httpx.Response, choices: int) -> AsyncGenerator[EngineEvent, None]:
-    endings: dict[int, Ending] = {}
-    usage: Usage | None = None
-    accepted = False
-    try:
-        async for data in events(response.aiter_bytes()):
+class _Answer:
+    """What has been read of an answer with so many choices."""
+
+    def __init__(self, choices: int) -> None:
+        self._choices = choices
+        self._endings: dict[int, Ending] = {}
+        self.usage: Usage | None = None
+        self.begun = False
+        self.done = False
+        self.failure: MeshError | None = None
+
+    def take(self, arrived: Sequence[str]) -> Sequence[Piece]:
+        """The pieces in events that arrived together, up to the end or a failure among them.
+
+        A token that comes alone goes on alone, and at once. Only where the engine is ahead of this process do several
+        come together, and then they go on together, which costs as little as one.
+        """
+        pieces: list[Piece] = []
+        for data in arrived:
             if data == _DONE:
+                self.done = True
                 break
             try:
-                chunk = chunk_of(data, choices)
+                chunk = chunk_of(data, self._choices)
             except NotAChunk:
-                raise _mid_stream_failure(data) from None
-            endings.update(chunk.endings)
-            usage = chunk.usage or usage
-            if not accepted:
+                self.failure = _mid_stream_failure(data)
+                break
+            self.begun = True
+            self._endings.update(chunk.endings)
+            self.usage = chunk.usage or self.usage
+            pieces += chunk.pieces
+        return joined(pieces)
+
+    def ended(self) -> Ended:
+        """The end. Raises Unavailable where a choice has none."""
+        if len(self._endings) < self._choices:
+            raise _lost("The engine's answer broke off before it was whole.")
+        return Ended(tuple(self._endings[number] for number in range(self._choices)), self.usage)
+
+
+async def _read(response: httpx.Response, choices: int) -> AsyncGenerator[EngineEvent, None]:
+    answer = _Answer(choices)
+    accepted = False
+    try:
+        async for arrived in events(response.aiter_bytes()):
+            pieces = answer.take(arrived)
+            if answer.begun and not accepted:
                 accepted = True
-                yield Accepted(usage)
-            for piece in chunk.pieces:
+                yield Accepted(answer.usage)
+            for piece in pieces:
                 yield piece
+            if answer.failure is not None:
+                raise answer.failure
+            if answer.done:
+                break
     except EventTooLong:
         raise Internal("The engine sent something that is no stream of events.", reason="ENGINE_FAILED") from None
-    if len(endings) < choices:
-        raise _lost("The engine's answer broke off before it was whole.")
-    yield Ended(tuple(endings[number] for number in range(choices)), usage)
+    yield answer.ended()
 
 
 async def count_tokens(client: httpx.AsyncClient, root: str, request: Generation, model: str) -> int:

@@ -28,6 +28,7 @@ import httpx
 from prometheus_client.metrics_core import Metric
 
 from llm_service.abilities import ALL_ABILITIES
+from llm_service.engine_http import EngineTransport
 from llm_service.engines import Served
 from llm_service.engines.child import ChildEngine, Spawn, engine_environment, installed_version
 from llm_service.engines.completions import count_tokens, input_of, options_of
@@ -65,7 +66,7 @@ class VllmEngine(ChildEngine):
     ) -> None:
         self._directory = Path(tempfile.gettempdir()) / f"mesh-llm-{secrets.token_hex(8)}"
         self._socket = self._directory / "engine.sock"
-        super().__init__(settings, transport=transport or unix_transport(self._socket), spawn=spawn, clock=clock)
+        super().__init__(settings, transport=transport or EngineTransport(self._socket), spawn=spawn, clock=clock)
         self._base = "http://engine"
         self.concurrency = settings.max_concurrent_requests or CONCURRENCY
         self._python = settings.engine_python or sys.executable
@@ -179,9 +180,3 @@ class VllmEngine(ChildEngine):
 def number_format(asked: str, of_files: str) -> str:
     """``--dtype`` for vLLM, whose own "auto" halves float32."""
     return "float32" if (asked, of_files) == ("auto", "float32") else asked
-
-
-def unix_transport(socket: Path) -> httpx.AsyncHTTPTransport:
-    """HTTP over a Unix socket, with as many connections as there are requests."""
-    limits = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
-    return httpx.AsyncHTTPTransport(uds=str(socket), limits=limits, trust_env=False)

@@ -177,12 +177,12 @@ async def test_nobody_else_reaches_its_socket(make: Make) -> None:
 
 
 async def test_it_is_asked_in_openais_terms(make: Make) -> None:
-    """What was asked for is sent, what was not is left out, and its chunks come as pieces and one end."""
+    """What was asked for is sent, what was not is left out, and its chunks, which came at once, make one piece and one end."""
     engine, server = make()
     await engine.start()
     request = await engine.prepare(chat("word", temperature=0.5, seed=0, stop=("x",), presence_penalty=0.1))
     events = [event async for event in engine.generate(request)]
-    assert [event.text for event in events if isinstance(event, Piece)] == ["one", " two"]
+    assert [event.text for event in events if isinstance(event, Piece)] == ["one two"]
     assert events[-1] == Ended.one(FinishReason.LENGTH, Usage(6, 2))
     body = server.bodies[-1]
     wanted = {"temperature": 0.5, "seed": 0, "stop": ["x"], "presence_penalty": 0.1, "model": "tiny-chat"}
