@@ -177,7 +177,7 @@ async def test_nobody_else_reaches_its_socket(make: Make) -> None:
 
 
 async def test_it_is_asked_in_openais_terms(make: Make) -> None:
-    """What was asked for is sent, what was not is left out, and its chunks, which came at once, make one piece and one end."""
+    """What was asked for is sent, what was not is left out, and chunks that came at once make one piece."""
     engine, server = make()
     await engine.start()
     request = await engine.prepare(chat("word", temperature=0.5, seed=0, stop=("x",), presence_penalty=0.1))

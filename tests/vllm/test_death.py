@@ -1,0 +1,39 @@
+"""An engine that is killed while it writes: nobody takes half an answer for a whole one, and it comes back by itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import openai
+import pytest
+
+from tests.chaos.stand import until_serving
+from tests.vllm.stand import MODEL, PAGE, START_SECONDS, VllmMesh
+from tests.vllm.test_leaving import BODY
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+@pytest.mark.parametrize("behind", [0, 1], ids=["its door", "what computes"])
+async def test_a_killed_engine_comes_back(mesh: VllmMesh, client: openai.AsyncOpenAI, behind: int) -> None:
+    """A stream ends with an error, what comes meanwhile is refused as unavailable, and the page is known again."""
+    body = {**BODY, "model": MODEL}
+    stream = await client.chat.completions.create(**body)  # type: ignore[call-overload] # test data
+    pieces = 0
+    with pytest.raises(openai.APIError) as caught:
+        async for chunk in stream:
+            pieces += bool(chunk.choices and chunk.choices[0].delta.content)
+            if pieces == 3:
+                os.kill(mesh.engine_pids()[behind], signal.SIGKILL)
+    assert pieces >= 3
+    assert caught.value.code in {"engine_lost", "engine_failed"}
+    with pytest.raises(openai.InternalServerError) as refused:
+        await client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "Who are you?"}])
+    assert refused.value.status_code == 503
+    assert "retry-after" in refused.value.response.headers
+    await until_serving(mesh.gateway, "llm", START_SECONDS)
+    done = await client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": PAGE[0]["question"]}], temperature=0
+    )
+    assert done.choices[0].message.content == PAGE[0]["answer"]
