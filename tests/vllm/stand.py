@@ -37,10 +37,8 @@ _POLL_SECONDS = 0.02
 def why_not() -> str:
     """Why vLLM cannot run here; empty where it can."""
     if not PYTHON.exists():
-        return (
-            os.environ.get(WHY_NOT, "").partition("\n")[0]
-            or "there is no environment with vLLM: scripts/test.sh vllm makes it"
-        )
+        told = os.environ.get(WHY_NOT, "").partition("\n")[0]
+        return told or "there is no environment with vLLM: scripts/test.sh vllm makes it"
     if not (LAYOUT.models / "demo-llm" / "config.json").exists():
         return "the demo model is not there: python ops/demo_llm/train.py makes it"
     return ""

@@ -62,7 +62,9 @@ async def test_streams_side_by_side_are_each_whole(client: openai.AsyncOpenAI) -
     entries = [PAGE[number % len(PAGE)] for number in range(STREAMS)]
 
     async def read(question: str) -> tuple[list[str], list[str], int]:
-        pieces, reasons, tokens = [], [], 0
+        pieces: list[str] = []
+        reasons: list[str] = []
+        tokens = 0
         stream = await client.chat.completions.create(
             model=MODEL, messages=asked(question), temperature=0, stream=True, stream_options={"include_usage": True}
         )
@@ -112,8 +114,9 @@ async def test_a_tool_is_called(client: openai.AsyncOpenAI, choice: Any) -> None
         tools=[PORT],
         tool_choice=choice,
     )
-    (call,) = done.choices[0].message.tool_calls or [None]
-    assert call is not None
+    calls = done.choices[0].message.tool_calls or []
+    assert len(calls) == 1
+    call = calls[0]
     assert call.type == "function"
     assert call.function.name == "open_port"
     said = json.loads(call.function.arguments)

@@ -1,4 +1,4 @@
-"""An engine that is killed while it writes: nobody takes half an answer for a whole one, and it comes back by itself."""
+"""An engine that is killed while it writes: half an answer never looks whole, and it comes back by itself."""
 
 from __future__ import annotations
 
