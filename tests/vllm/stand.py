@@ -32,6 +32,7 @@ WAITING = "vllm:num_requests_waiting"
 START_SECONDS = 300.0
 """vLLM imports itself in three processes, one after another."""
 _POLL_SECONDS = 0.02
+_CORE = b"VLLM::EngineCore"
 
 
 def why_not() -> str:
@@ -64,13 +65,15 @@ class VllmMesh:
         async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(socket)), timeout=30.0) as client:
             return Counts.read((await client.get("http://engine/metrics")).text)
 
-    def engine_pids(self) -> list[int]:
-        """The engine's processes: first its door, then those behind it, which compute."""
-        found, looked = _children(self.worker.process.pid), 0
-        while looked < len(found):
-            found += _children(found[looked])
-            looked += 1
-        return found
+    def pid_of_the_door(self) -> int:
+        """The engine's HTTP server, which runs on the worker's tether."""
+        (tether,) = _children(self.worker.process.pid)
+        return _children(tether)[0]
+
+    def pid_of_the_core(self) -> int:
+        """The process behind the door that computes."""
+        behind = _children(self.pid_of_the_door())
+        return next(pid for pid in behind if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(_CORE))
 
     async def published(self) -> Counts:
         """What a scrape of the worker finds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 
 import openai
 import pytest
@@ -15,8 +16,10 @@ from tests.vllm.test_leaving import BODY
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
-@pytest.mark.parametrize("behind", [0, 1], ids=["its door", "what computes"])
-async def test_a_killed_engine_comes_back(mesh: VllmMesh, client: openai.AsyncOpenAI, behind: int) -> None:
+@pytest.mark.parametrize("victim", [VllmMesh.pid_of_the_door, VllmMesh.pid_of_the_core], ids=["its door", "its core"])
+async def test_a_killed_engine_comes_back(
+    mesh: VllmMesh, client: openai.AsyncOpenAI, victim: Callable[[VllmMesh], int]
+) -> None:
     """A stream ends with an error, what comes meanwhile is refused as unavailable, and the page is known again."""
     body = {**BODY, "model": MODEL}
     stream = await client.chat.completions.create(**body)  # type: ignore[call-overload] # test data
@@ -25,7 +28,7 @@ async def test_a_killed_engine_comes_back(mesh: VllmMesh, client: openai.AsyncOp
         async for chunk in stream:
             pieces += bool(chunk.choices and chunk.choices[0].delta.content)
             if pieces == 3:
-                os.kill(mesh.engine_pids()[behind], signal.SIGKILL)
+                os.kill(victim(mesh), signal.SIGKILL)
     assert pieces >= 3
     assert caught.value.code in {"engine_lost", "engine_failed"}
     with pytest.raises(openai.InternalServerError) as refused:
