@@ -303,12 +303,7 @@ def _invalid(said: str) -> MeshError:
     if any(sign in said for sign in _OVERFLOW_SIGNS):
         return context_overflow()
     if any(sign in said for sign in _PARSER_SIGNS):
-        return WrongState(
-            "The engine was started without a parser for this model's tool calls; require a tool by tool_choice, or "
-            "have the engine started with one.",
-            reason="UNSUPPORTED_BY_ENGINE",
-            param="tools",
-        )
+        return no_parser()
     if any(sign in said for sign in _SCHEMA_SIGNS):
         return InvalidRequest(
             "The engine cannot follow this JSON schema; use a plainer one.",
@@ -323,6 +318,16 @@ def _invalid(said: str) -> MeshError:
         )
     return InvalidRequest(
         "The engine finds this request invalid; the worker's log has its reason.", reason="ENGINE_REFUSED"
+    )
+
+
+def no_parser() -> WrongState:
+    """Nobody told the engine how the model in use writes its tool calls."""
+    return WrongState(
+        "The engine was started without a parser for this model's tool calls; require a tool by tool_choice, or "
+        "have the engine started with one.",
+        reason="UNSUPPORTED_BY_ENGINE",
+        param="tools",
     )
 
 

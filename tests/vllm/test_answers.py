@@ -125,6 +125,13 @@ async def test_a_tool_is_called(client: openai.AsyncOpenAI, choice: Any) -> None
     assert call.id
 
 
+async def test_a_tool_that_may_be_called_needs_a_parser(client: openai.AsyncOpenAI) -> None:
+    """Nobody said how this model writes calls: it is refused, instead of a call that looks like text."""
+    with pytest.raises(openai.ConflictError) as caught:
+        await client.chat.completions.create(model=MODEL, messages=asked("Hi"), tools=[PORT])
+    assert caught.value.code == "unsupported_by_engine"
+
+
 async def test_the_prompt_is_counted_as_the_engine_counts_it(mesh: VllmMesh, client: openai.AsyncOpenAI) -> None:
     """The count beforehand is the usage afterwards, in both dialects."""
     done = await client.chat.completions.create(model=MODEL, messages=asked("Who are you?"), max_tokens=1)
