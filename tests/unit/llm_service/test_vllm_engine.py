@@ -7,6 +7,7 @@ import json
 import stat
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from llm_service.process import Command
 from llm_service.settings import LlmSettings
 from llm_service.testing import ScriptedChild
 from mesh.errors import InvalidRequest, ModelUnusable, Unavailable, WrongState
+from mesh.generation import Tool, ToolChoice, ToolChoiceMode
 from mesh.testing import FakeClock
 
 METRICS = """\
@@ -163,6 +165,27 @@ async def test_the_operators_arguments_stand_above_ours(make: Make) -> None:
     assert value_of(command, "--max-num-seqs") == "8"
     assert value_of(command, "--chat-template") == "a file"
     assert value_of(command, "--max-model-len") == "24"
+
+
+TOOL = Tool("open_port", parameters='{"type": "object"}')
+
+
+@pytest.mark.parametrize("arguments", ["", "--enable-auto-tool-choice --tool-call-parser=hermes"])
+async def test_a_tool_that_may_be_called_needs_the_models_own_parser(make: Make, arguments: str) -> None:
+    """Without one a free choice is refused, since the call would come as text; a forced call is taken all the same."""
+    engine, server = make(engine_arguments=arguments)
+    await engine.start()
+    assert ("phi4_mini_json" in server.commands[0].arguments) == (not arguments)
+    for mode in (ToolChoiceMode.REQUIRED, ToolChoiceMode.NONE):
+        await engine.prepare(replace(chat("word"), tools=(TOOL,), tool_choice=ToolChoice(mode)))
+    for free in (None, ToolChoice(ToolChoiceMode.AUTO)):
+        asked = replace(chat("word"), tools=(TOOL,), tool_choice=free)
+        if arguments:
+            await engine.prepare(asked)
+        else:
+            with pytest.raises(WrongState) as caught:
+                await engine.prepare(asked)
+            assert caught.value.reason == "UNSUPPORTED_BY_ENGINE"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Unix sockets")
