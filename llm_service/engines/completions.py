@@ -27,6 +27,8 @@ _DONE = "[DONE]"
 _OVERFLOW_SIGNS = ("context_length_exceeded", "maximum context length", "context window", "context length")
 _SCHEMA_SIGNS = ("json schema", "json_schema", "grammar", "structured output", "structured_output", "guided")
 _IMAGE_SIGNS = ("multimodal", "multi-modal", "image input", "image_url")
+_DEATH_SIGNS = ("enginecore", "enginedeaderror")
+"""vLLM's door, for the moments by which it outlives what computes behind it."""
 _PARSER_SIGNS = ("tool-call-parser", "tool_call_parser", "enable-auto-tool-choice", "tool parser")
 
 
@@ -254,6 +256,8 @@ def _mid_stream_failure(data: str) -> MeshError:
     log.error("the engine failed while it was writing", extra=fields(event=data[:500]))
     if any(sign in data.lower() for sign in _OVERFLOW_SIGNS):
         return context_overflow()
+    if any(sign in data.lower() for sign in _DEATH_SIGNS):
+        return _lost("The engine was lost before its answer was whole.")
     return Internal("The engine failed while it was writing; the worker's log has its words.", reason="ENGINE_FAILED")
 
 
@@ -291,6 +295,8 @@ def refusal(status: int, body: bytes, headers: Mapping[str, str]) -> MeshError:
             error = Overloaded("The engine is busy; come back later.", reason="ENGINE_BUSY", retry_after=wait)
         case 502 | 503 | 504:
             error = Unavailable("The engine is not ready.", reason="ENGINE_UNAVAILABLE", retry_after=wait)
+        case _ if any(sign in text.lower() for sign in _DEATH_SIGNS):
+            error = _lost("The engine was lost.")
         case _:
             error = Internal(
                 "The engine failed on this request; the worker's log has its words.", reason="ENGINE_FAILED"

@@ -253,6 +253,15 @@ async def test_a_choice_without_an_end_is_no_answer() -> None:
         await answer(delta("a"), finish(), DONE, n=2)
 
 
+async def test_a_door_that_outlives_the_engine_is_no_failed_request() -> None:
+    """What vLLM says then, as an answer or in one, is that the engine is gone: others may be asked, or it again."""
+    said = {"message": "EngineCore encountered an issue. See stack trace (above) for the root cause.", "code": 500}
+    for told in (answer(json.dumps({"error": said}).encode(), status=500), answer(delta("a"), event(error=said))):
+        with pytest.raises(Unavailable) as caught:
+            await told
+        assert caught.value.reason == "ENGINE_LOST"
+
+
 async def test_a_choice_that_nobody_asked_for_is_a_failure() -> None:
     """An engine that counts wrong is not believed."""
     with pytest.raises(Internal):
