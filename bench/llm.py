@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from bench.gateway import gateway_program
+from bench.llm_models import Model, models
 from bench.load import closed_loop, post
 from bench.measure import Round, Series, Tell, interleave, paired_spread, quantile
 from bench.options import Options
@@ -157,23 +158,35 @@ def grpc_way(client: AsyncLLMServiceClient) -> Callable[[int, str], Awaitable[St
 
 
 async def measure(options: Options, layout: Layout, tell: Tell) -> list[Row]:
-    """The rows of the language model. Starts its own processes, so no mesh need run.
+    """The rows of the language models. Starts its own processes, so no mesh need run.
 
     Raises:
         CannotMeasure: there is no vLLM and no other engine was named.
+        BaselineFailed: no model could be made to measure with.
         DidNotStart: a process did not start.
         RequestFailed: an answer failed.
     """
-    tell("language model: starting an engine, a worker and a gateway")
+    if options.engine_url:
+        return await _measure(options, layout, None, tell)
+    require_vllm(layout)
+    async with models(options, layout) as measured:
+        return [row for model in measured for row in await _measure(options, layout, model, tell)]
+
+
+async def _measure(options: Options, layout: Layout, model: Model | None, tell: Tell) -> list[Row]:
+    """The rows of one model; None is whatever the named engine serves."""
+    name = model.name if model is not None else "the engine's model"
+    tell(f"language model, {name}: starting an engine, a worker and a gateway")
     async with AsyncExitStack() as stack:
-        ways, same = await stack.enter_async_context(_ways(options, layout))
+        ways, same = await stack.enter_async_context(_ways(options, layout, model))
         for way in ways.values():  # connections, and whatever is computed once
             await way.round(min(1.0, options.seconds), CONCURRENCY)
         alone = await _take_turns(ways, options, 1, tell)
-        rows = [_first_token(name, ways) for name in alone if name != _ENGINE]
+        rows = [_first_token(way, name, ways) for way in alone if way != _ENGINE]
         together = await _take_turns(ways, options, CONCURRENCY, tell)
-        rows += [row for name in together if name != _ENGINE for row in _under_load(name, ways, together)]
-    return [*rows, Row(part="llm", what="answers as the engine's own", unit=f"of {len(PROMPTS)}", mesh=float(same))]
+        rows += [row for way in together if way != _ENGINE for row in _under_load(way, name, ways, together)]
+    alike = f"answers as the engine's own, {name}"
+    return [*rows, Row(part="llm", what=alike, unit=f"of {len(PROMPTS)}", mesh=float(same))]
 
 
 async def _take_turns(ways: Mapping[str, Way], options: Options, concurrency: int, tell: Tell) -> dict[str, Series]:
@@ -184,10 +197,10 @@ async def _take_turns(ways: Mapping[str, Way], options: Options, concurrency: in
     return await interleave(sides, rounds=options.rounds, unit="tokens/s", tell=tell)
 
 
-def _first_token(name: str, ways: Mapping[str, Way]) -> Row:
-    mine, theirs = ways[name], ways[_ENGINE]
+def _first_token(way: str, model: str, ways: Mapping[str, Way]) -> Row:
+    mine, theirs = ways[way], ways[_ENGINE]
     return Row(
-        part="llm", what=f"added before the first token, concurrency 1, {name}", unit="ms",
+        part="llm", what=f"added before the first token, concurrency 1, {way}, {model}", unit="ms",
         mesh=mine.first_ms(0.5) - theirs.first_ms(0.5), smaller_is_better=True,
         goal=Goal(at_most=5.0, of_value=True),
         details={
@@ -197,17 +210,17 @@ def _first_token(name: str, ways: Mapping[str, Way]) -> Row:
     )  # fmt: skip
 
 
-def _under_load(name: str, ways: Mapping[str, Way], series: Mapping[str, Series]) -> list[Row]:
-    mine, theirs = ways[name], ways[_ENGINE]
-    at = f"concurrency {CONCURRENCY}, {name}"
+def _under_load(way: str, model: str, ways: Mapping[str, Way], series: Mapping[str, Series]) -> list[Row]:
+    mine, theirs = ways[way], ways[_ENGINE]
+    at = f"concurrency {CONCURRENCY}, {way}, {model}"
     return [
         Row(
-            part="llm", what=f"tokens, {at}", unit="tokens/s", mesh=series[name].rate, baseline=series[_ENGINE].rate,
-            against=_AGAINST, spread=paired_spread(series[name], series[_ENGINE]), goal=Goal(at_least=0.95),
+            part="llm", what=f"tokens, {at}", unit="tokens/s", mesh=series[way].rate, baseline=series[_ENGINE].rate,
+            against=_AGAINST, spread=paired_spread(series[way], series[_ENGINE]), goal=Goal(at_least=0.95),
             details={
                 "mesh_tokens_per_arrival": mine.tokens_per_arrival,
                 "baseline_tokens_per_arrival": theirs.tokens_per_arrival,
-                "generator_cores": series[name].generator_share,
+                "generator_cores": series[way].generator_share,
             },
         ),
         Row(
@@ -219,13 +232,13 @@ def _under_load(name: str, ways: Mapping[str, Way], series: Mapping[str, Series]
 
 
 @asynccontextmanager
-async def _ways(options: Options, layout: Layout) -> AsyncIterator[tuple[dict[str, Way], int]]:
+async def _ways(options: Options, layout: Layout, model: Model | None) -> AsyncIterator[tuple[dict[str, Way], int]]:
     """The ways to one engine, and how many prompts are answered alike through the gateway and directly."""
     from mesh.clients.llm import AsyncLLMServiceClient
 
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llm-")))
-        program = _worker(options, layout, directory)
+        program = _worker(options, layout, directory, model)
         await stack.enter_async_context(running(program))
         client = await stack.enter_async_context(AsyncLLMServiceClient(f"127.0.0.1:{program.port}"))
         await until_it_serves(program, client, LOADS_WITHIN_SECONDS)
@@ -240,21 +253,25 @@ async def _ways(options: Options, layout: Layout) -> AsyncIterator[tuple[dict[st
         yield {_ENGINE: Way(direct.long), _GATEWAY: Way(through.long), _GRPC: Way(grpc_way(client))}, same
 
 
-def _worker(options: Options, layout: Layout, directory: Path) -> Program:
+def require_vllm(layout: Layout) -> None:
+    """Raise CannotMeasure where there is no environment with vLLM."""
+    if not layout.python("vllm").exists():
+        raise CannotMeasure(
+            "there is no environment with vLLM: LLM_ENGINE=vllm ./scripts/start_torch_isolation.sh makes it; "
+            "or name an engine that runs: --engine-url URL"
+        )
+
+
+def _worker(options: Options, layout: Layout, directory: Path, model: Model | None) -> Program:
     """The worker: over the engine that the options name, else over a vLLM whose socket will be in ``directory``."""
     port = free_port()
     told = {"LLM_PORT": str(port), "LLM_METRICS_PORT": "0", "MESH_MODELS": str(layout.models)}
     if options.engine_url:
         told |= {"LLM_ENGINE": "openai", "LLM_ENGINE_URL": options.engine_url}
         told |= {"LLM_MAX_CONCURRENT_REQUESTS": str(2 * CONCURRENCY)}
-    elif (python := layout.python("vllm")).exists():
-        told |= {"LLM_ENGINE": "vllm", "LLM_ENGINE_PYTHON": str(python), "TMPDIR": str(directory)}
-        told |= {"LLM_MODEL": str(options.llm_model)} if options.llm_model else {}
     else:
-        raise CannotMeasure(
-            "there is no environment with vLLM: LLM_ENGINE=vllm ./scripts/start_torch_isolation.sh makes it; "
-            "or name an engine that runs: --engine-url URL"
-        )
+        told |= {"LLM_ENGINE": "vllm", "LLM_ENGINE_PYTHON": str(layout.python("vllm")), "TMPDIR": str(directory)}
+        told |= {"LLM_MODEL": str(model.path)} if model is not None else {}
     return Program(
         name="The LLM worker",
         command=[sys.executable, "-m", "llm_service"],
