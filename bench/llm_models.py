@@ -38,9 +38,9 @@ class Model:
 async def models(options: Options, layout: Layout) -> AsyncIterator[tuple[Model, ...]]:
     """What to measure with: the model that the options name, else both.
 
-    The demo model takes the engine a fraction of a millisecond for a token, so beside it the hop is at its most visible;
-    what teams serve is a hundred times as large and more. The larger one says nothing, and takes exactly the time that a
-    trained model of its shape takes.
+    The demo model takes the engine a fraction of a millisecond for a token, so beside it the hop is at its most
+    visible; what teams serve is a hundred times as large and more. The larger one says nothing, and takes exactly the
+    time that a trained model of its shape takes.
 
     Raises:
         CannotMeasure: the demo model is not there.
