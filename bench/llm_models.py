@@ -55,7 +55,7 @@ async def models(options: Options, layout: Layout) -> AsyncIterator[tuple[Model,
     with tempfile.TemporaryDirectory(prefix="language-model-") as directory:
         async with Aside("the maker of a language model", _Maker) as maker:
             await maker.ask("make", str(demo), directory)
-        yield Model(demo, "demo model"), Model(Path(directory), "0.13 B untrained")
+        yield Model(demo, "demo model"), Model(Path(directory), "0.14 B untrained")
 
 
 class _Maker:
@@ -64,7 +64,9 @@ class _Maker:
     def make(self, demo: str, directory: str) -> None:
         import torch  # type: ignore[import-not-found, unused-ignore]
         from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         torch.manual_seed(_SEED)
         config = AutoConfig.from_pretrained(demo, head_dim=64, **_SHAPE)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
