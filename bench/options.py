@@ -33,8 +33,8 @@ class Options:
         cross_encoder: directory of a cross-encoder; None means the default one, or one made with random weights.
         install_peers: make the peers' environments first.
         peers_dir: where those are; None means ``peers`` in the mesh's home.
-        llm_model: directory of the language model for the engine of the baseline; None means the demo model.
-        engine_url: an engine that runs already, up to its ``/v1``; empty starts one.
+        llm_model: directory of the language model that is measured; None means the demo model.
+        engine_url: an engine that runs already, up to its ``/v1``; empty starts a vLLM.
         json_path: where the report goes; None means a dated file below ``bench`` in the mesh's home.
     """
 
@@ -58,8 +58,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     """Options from a command line; exits with a message where it makes no sense."""
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measure the mesh beside what it replaces. The parts gateway, engines, cross-encoder and memory "
-        "start all that they need; the others need a running mesh: ./scripts/start_torch_isolation.sh. Leave the "
+        description="Measure the mesh beside what it replaces. The parts gateway, engines, cross-encoder, memory and "
+        "llm start all that they need; the others need a running mesh: ./scripts/start_torch_isolation.sh. Leave the "
         "machine alone meanwhile.",
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"all, or any of {', '.join(PARTS)}")
@@ -73,8 +73,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--cross-encoder", type=Path, metavar="DIR", help="model of the part cross-encoder")
     parser.add_argument("--install-peers", action="store_true", help="make the peers' environments first, from PyPI")
     parser.add_argument("--peers-dir", type=Path, metavar="DIR", help="where those are (var/peers)")
-    parser.add_argument("--llm-model", type=Path, metavar="DIR", help="model of the engine to compare with")
-    parser.add_argument("--engine-url", default="", metavar="URL", help="a running engine, with its /v1")
+    parser.add_argument("--llm-model", type=Path, metavar="DIR", help="language model (the demo model)")
+    parser.add_argument("--engine-url", default="", metavar="URL", help="a running engine in its place, with its /v1")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the report (var/bench/<date>.json)")
     given = parser.parse_args(arguments)
     wanted = set(given.parts or ["all"])

@@ -41,7 +41,7 @@ from inference.models import ModelRequest, resolve
 from mesh.errors import MeshError
 from ops.local.layout import Layout
 
-NEED_A_MESH = frozenset({"embedding", "single", "cached", "rerank", "curve", "peers", "llm"})
+NEED_A_MESH = frozenset({"embedding", "single", "cached", "rerank", "curve", "peers"})
 _BESIDE_THE_MODEL = frozenset({"embedding", "single", "engines", "cached", "rerank", "curve", "peers"})
 _HOW_TO_INSTALL = "it is not installed; ./scripts/bench.sh --install-peers does that, from PyPI"
 _NEAR_LIMIT_CORES = 0.8
@@ -81,9 +81,8 @@ class Run:
             await self._part("cross-encoder", partial(self._cross_encoder, model, why_none))
         if "memory" in options.parts:
             await self._part("memory", self._memory)
-        if "llm" in options.parts and subject is not None:
-            demo_model = layout.models / "demo-llm"
-            await self._part("llm", lambda: llm.measure(options, subject, demo_model, self._tell))
+        if "llm" in options.parts:
+            await self._part("llm", lambda: llm.measure(options, layout, self._tell))
         settings: dict[str, Any] = {"rounds": options.rounds, "seconds": options.seconds, "quick": options.quick}
         if subject is not None:
             settings["serves"] = {name: hop.model for name, hop in subject.hops.items()}

@@ -16,8 +16,9 @@ from ops.local.layout import Layout
 
 if TYPE_CHECKING:
     from mesh.clients import AsyncEmbeddingServiceClient, AsyncRerankingServiceClient
+    from mesh.clients.llm import AsyncLLMServiceClient
 
-    Client = AsyncEmbeddingServiceClient | AsyncRerankingServiceClient
+    Client = AsyncEmbeddingServiceClient | AsyncRerankingServiceClient | AsyncLLMServiceClient
 
 _LOADS_WITHIN_SECONDS = 180.0
 _POLL_SECONDS = 0.2
@@ -47,7 +48,7 @@ async def embedding_worker(layout: Layout, settings: Mapping[str, str]) -> Async
 
     program = _program("embedding_service", "EMBEDDING", layout, settings)
     async with running(program) as process, AsyncEmbeddingServiceClient(_target(program)) as client:
-        await _until_it_serves(program, client)
+        await until_it_serves(program, client)
         yield Worker(process, _target(program))
 
 
@@ -58,7 +59,7 @@ async def reranking_worker(layout: Layout, settings: Mapping[str, str]) -> Async
 
     program = _program("reranking_service", "RERANKING", layout, settings)
     async with running(program) as process, AsyncRerankingServiceClient(_target(program)) as client:
-        await _until_it_serves(program, client)
+        await until_it_serves(program, client)
         yield Worker(process, _target(program))
 
 
@@ -77,13 +78,14 @@ def _target(program: Program) -> str:
     return f"127.0.0.1:{program.port}"
 
 
-async def _until_it_serves(program: Program, client: Client) -> None:
+async def until_it_serves(program: Program, client: Client, within: float = _LOADS_WITHIN_SECONDS) -> None:
+    """Wait until a worker serves. Raises DidNotStart where it does not, or its model cannot be used."""
     try:
-        async with asyncio.timeout(_LOADS_WITHIN_SECONDS):
+        async with asyncio.timeout(within):
             while not await _serves(client):  # noqa: ASYNC110 - another process loads; nothing here could tell
                 await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError:
-        raise DidNotStart(f"{program.name} did not serve within {_LOADS_WITHIN_SECONDS:.0f} s.") from None
+        raise DidNotStart(f"{program.name} did not serve within {within:.0f} s.") from None
 
 
 async def _serves(client: Client) -> bool:

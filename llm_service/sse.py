@@ -54,9 +54,9 @@ class EventParser:
         return None
 
 
-async def events(chunks: AsyncIterable[bytes]) -> AsyncIterator[str]:
-    """The ``data`` of each event of a stream. Raises EventTooLong."""
+async def events(chunks: AsyncIterable[bytes]) -> AsyncIterator[list[str]]:
+    """The ``data`` of a stream's events, of those together that arrived together. Raises EventTooLong."""
     parser = EventParser()
     async for chunk in chunks:
-        for event in parser.feed(chunk):
-            yield event
+        if whole := parser.feed(chunk):
+            yield whole

@@ -72,6 +72,32 @@ def chunk_of(data: str, choices: int) -> Chunk:
         raise NotAChunk from None
 
 
+def joined(pieces: Sequence[Piece]) -> Sequence[Piece]:
+    """As few pieces that say the same: those of a choice that follow each other as one.
+
+    A piece with tool calls stays as it is: its deltas have their own order.
+    """
+    if len(pieces) < 2:
+        return pieces
+    kept: list[Piece] = []
+    latest: dict[int, int] = {}
+    for piece in pieces:
+        at = latest.get(piece.choice)
+        before = kept[at] if at is not None else None
+        # Reasoning that comes behind text must not be told before it.
+        if at is None or before is None or before.tool_calls or piece.tool_calls or (before.text and piece.reasoning):
+            latest[piece.choice] = len(kept)
+            kept.append(piece)
+        else:
+            kept[at] = Piece(
+                before.text + piece.text,
+                piece.choice,
+                before.reasoning + piece.reasoning,
+                logprobs=before.logprobs + piece.logprobs,
+            )
+    return kept
+
+
 def _piece(choice: Mapping[str, Any], number: int) -> Piece:
     delta = choice.get("delta") or {}
     return Piece(

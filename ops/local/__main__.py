@@ -94,7 +94,12 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("--gateway", help="URL of a gateway, also a remote one; by default the one started here")
     look.add_argument("--json", action="store_true", help="for machines")
 
-    check = commands.add_parser("checks", prog="test.sh", description="Run the project's checks.")
+    check = commands.add_parser(
+        "checks",
+        prog="test.sh",
+        description="Run the project's checks. The part vllm installs vLLM, some gigabytes, and runs the "
+        "whole path with it; where that cannot be had, a run of all parts skips it and says why.",
+    )
     check.add_argument("parts", nargs="*", choices=[[], *checks.PARTS], help="only these (default: all)")
     check.add_argument("--keep-going", action="store_true", help="run the other parts after one has failed")
 

@@ -14,11 +14,14 @@ from pathlib import Path
 
 from ops.local.console import Console, render_table
 from ops.local.environments import Installer, engine_environment, has_cuda, mesh_environments, test_environments
+from ops.local.failures import OperatorError
 from ops.local.layout import Layout
 from ops.local.models import prepare_models
 from ops.local.processes import end_group
 from ops.local.topology import plan
 
+WHY_NOT = "MESH_VLLM_WHY_NOT"
+"""Tells the tests that need vLLM why they have to do without."""
 CLOSING_LINE = re.compile(r"^(=+ )?\d+ (passed|failed|error|errors|skipped|deselected)\b.* in [\d.]+s")
 # Fixtures stop the mesh that they started; that takes a drain.
 _INTERRUPT_GRACE_SECONDS = 60.0
@@ -89,9 +92,11 @@ def needing_workers(checkout: Path) -> list[str]:
 
 def checks(parts: Sequence[str], layout: Layout, console: Console, *, keep_going: bool) -> int:
     """Run the checks of ``parts`` (all, where empty). Returns 0 when all passed, otherwise 1."""
-    # Gigabytes that not everybody needs: only who names the part gets them; elsewhere its tests say that they skip.
-    engines = [engine_environment(cuda=has_cuda())] if "vllm" in parts else []
-    Installer(layout, console, os.environ).ensure((*mesh_environments(), *test_environments(), *engines))
+    installer = Installer(layout, console, os.environ)
+    installer.ensure((*mesh_environments(), *test_environments()))
+    why_not = without_vllm(parts, installer)
+    if why_not:
+        console.say(why_not)
     if not parts or {"vllm", "integration", "chaos"} & set(parts):
         prepare_models(layout, plan({}), console, os.environ)
     outcomes: list[Outcome] = []
@@ -99,21 +104,41 @@ def checks(parts: Sequence[str], layout: Layout, console: Console, *, keep_going
         for check in all_checks(layout, Path(stubs)):
             if parts and check.part not in parts:
                 continue
-            outcome = _run(check, layout, console)
+            outcome = _run(check, layout, console, why_not)
             outcomes.append(outcome)
             if not outcome.passed and not keep_going:
                 break
     return _report(outcomes, console)
 
 
-def _run(check: Check, layout: Layout, console: Console) -> Outcome:
+def without_vllm(parts: Sequence[str], installer: Installer) -> str:
+    """Make the environment that the part needs. Returns why there is none; empty where there is, or nobody asks for it.
+
+    It takes gigabytes and has no build for every machine. Where it cannot be had, all other checks are worth having;
+    who names the part gets it or hears why not.
+
+    Raises:
+        OperatorError: it was named, and cannot be had.
+    """
+    if parts and "vllm" not in parts:
+        return ""
+    try:
+        installer.ensure((engine_environment(cuda=has_cuda()),))
+    except OperatorError as error:
+        if parts:
+            raise
+        return f"vLLM cannot be installed here: {error.message}"
+    return ""
+
+
+def _run(check: Check, layout: Layout, console: Console, why_not: str) -> Outcome:
     console.say(f"\n── {check.name}")
     began = time.monotonic()
     closing = ""
     process = subprocess.Popen(  # noqa: S603 - our own commands
         check.command,
         cwd=layout.checkout,
-        env={**os.environ, "MESH_ENVS": str(layout.envs), "MESH_MODELS": str(layout.models)},
+        env={**os.environ, "MESH_ENVS": str(layout.envs), "MESH_MODELS": str(layout.models), WHY_NOT: why_not},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

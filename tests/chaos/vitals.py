@@ -137,6 +137,17 @@ class Counts:
 
     values: Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
+    @classmethod
+    def read(cls, exposition: str) -> Counts:
+        """Those in a Prometheus text."""
+        return cls(
+            {
+                (sample.name, frozenset(sample.labels.items())): sample.value
+                for family in text_string_to_metric_families(exposition)
+                for sample in family.samples
+            }
+        )
+
     def total(self, name: str, **labels: str) -> float:
         """The sum over all series of a metric that have these labels."""
         wanted = set(labels.items())
@@ -159,11 +170,4 @@ class Counts:
 async def scrape(url: str) -> Counts:
     """The metrics at a Prometheus endpoint."""
     async with httpx.AsyncClient(timeout=_PATIENCE_SECONDS, trust_env=False) as http:
-        text = (await http.get(url)).raise_for_status().text
-    return Counts(
-        {
-            (sample.name, frozenset(sample.labels.items())): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
-    )
+        return Counts.read((await http.get(url)).raise_for_status().text)

@@ -77,6 +77,52 @@ async def test_a_whole_answer() -> None:
     assert [Accepted(), Piece("Hel"), Piece("lo"), Ended.one(FinishReason.STOP, Usage(5, 2))] == events
 
 
+async def test_what_arrives_together_goes_on_together() -> None:
+    """Only behind an engine that is ahead: each choice's text in one piece, in order, and nothing held back for it."""
+    role = event(choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}}])
+    burst = delta("b") + delta("c") + event(choices=[{"index": 1, "delta": {"content": "x"}}]) + delta("d")
+    other_end = event(choices=[{"index": 1, "delta": {}, "finish_reason": "stop"}])
+    events = await answer(role + delta("a"), burst, finish() + other_end + DONE, n=2)
+    assert events[:-1] == [Accepted(), Piece("a"), Piece("bcd"), Piece("x", choice=1)]
+
+
+async def test_joining_keeps_probabilities_calls_and_thoughts() -> None:
+    """Probabilities of both tokens stand behind each other, calls stay apart, and no thought passes a text."""
+
+    def told(token: str) -> bytes:
+        entry = {"token": token, "logprob": -0.5, "top_logprobs": []}
+        return event(choices=[{"index": 0, "delta": {"content": token}, "logprobs": {"content": [entry]}}])
+
+    def called(arguments: str) -> bytes:
+        return event(choices=[{"delta": {"tool_calls": [{"index": 0, "function": {"arguments": arguments}}]}}])
+
+    thoughts = [event(choices=[{"delta": {"reasoning_content": each}}]) for each in ("I ", "think")]
+    pieces = (await answer(b"".join([*thoughts, told("a"), told("b"), *thoughts, called("{"), called("}")]), finish()))[
+        1:
+    ]
+    assert pieces[0] == Piece(
+        "ab", reasoning="I think", logprobs=tuple(TokenLogprob(x, x.encode(), -0.5) for x in "ab")
+    )
+    assert pieces[1] == Piece(reasoning="I think")
+    assert [piece.tool_calls[0].arguments for piece in pieces[2:-1] if isinstance(piece, Piece)] == ["{", "}"]
+
+
+async def test_what_came_before_a_failure_is_told() -> None:
+    """The pieces that arrived with it come first; the failure is no end."""
+    client = http_client(
+        stall_seconds=1.0,
+        transport=httpx.MockTransport(
+            lambda _: httpx.Response(200, stream=Body(delta("a") + event(error={"code": 500})))
+        ),
+    )
+    told = []
+    async with client:
+        with pytest.raises(Internal):
+            async for each in stream(client, URL, {}):
+                told.append(each)
+    assert told == [Accepted(), Piece("a")]
+
+
 async def test_an_engine_that_ends_without_done() -> None:
     """A finish reason and the stream's end are a whole answer, also without [DONE]."""
     assert await answer(delta("x"), finish("length", {"prompt_tokens": 1, "completion_tokens": 1})) == [
@@ -239,6 +285,15 @@ async def test_a_choice_without_an_end_is_no_answer() -> None:
     """One choice that ended does not make up for another that did not."""
     with pytest.raises(Unavailable):
         await answer(delta("a"), finish(), DONE, n=2)
+
+
+async def test_a_door_that_outlives_the_engine_is_no_failed_request() -> None:
+    """What vLLM says then, as an answer or in one, is that the engine is gone: others may be asked, or it again."""
+    said = {"message": "EngineCore encountered an issue. See stack trace (above) for the root cause.", "code": 500}
+    for told in (answer(json.dumps({"error": said}).encode(), status=500), answer(delta("a"), event(error=said))):
+        with pytest.raises(Unavailable) as caught:
+            await told
+        assert caught.value.reason == "ENGINE_LOST"
 
 
 async def test_a_choice_that_nobody_asked_for_is_a_failure() -> None:

