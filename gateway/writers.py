@@ -86,12 +86,11 @@ class Writers:
         """Ask all workers for their names. Returns whether all of them answered; what the others said before holds."""
         told = await asyncio.gather(*map(self._info, self._all))
         kept = {name: at for name, at in self._learnt.items() if told[at] is None}
-        found = {
-            name: at
-            for at, info in enumerate(told)
-            for model in (info.models if info is not None else ())
-            for name in (model.name, *model.aliases)
-        }
+        found: dict[str, int] = {}
+        for at, info in enumerate(told):
+            for model in info.models if info is not None else ():
+                for name in (model.name, *model.aliases):
+                    found.setdefault(name, at)  # of several that serve it, the one for everybody comes first
         self._learnt = kept | found
         return None not in told
 

@@ -56,6 +56,17 @@ def test_a_message(gateway: RunningGateway, client: anthropic.Anthropic) -> None
     ]
 
 
+@pytest.mark.parametrize("credentials", [{"api_key": "a"}, {"auth_token": "b"}])
+def test_either_way_to_tell_who_one_is_works(gateway: RunningGateway, credentials: dict[str, str]) -> None:
+    """``x-api-key`` and ``Authorization``; the answer's id is where the SDK looks for it, also on a failure."""
+    with anthropic.Anthropic(base_url=gateway.url, max_retries=0, **credentials) as client:  # type: ignore[arg-type]
+        asked = client.with_options(default_headers={"x-request-id": "mine-7"})
+        assert asked.messages.create(model=CHAT_MODEL, max_tokens=64, messages=HELLO)._request_id == "mine-7"
+        with pytest.raises(anthropic.BadRequestError) as caught:
+            asked.messages.create(model=CHAT_MODEL, max_tokens=0, messages=HELLO)
+    assert caught.value.request_id == "mine-7"
+
+
 def test_a_message_streamed(client: anthropic.Anthropic) -> None:
     """The SDK's helper gathers text, reason and usage."""
     with client.messages.stream(model=CHAT_MODEL, max_tokens=64, messages=HELLO) as stream:

@@ -84,6 +84,15 @@ async def test_models_of_all_workers_are_listed(client: httpx.AsyncClient, peers
     }
 
 
+async def test_a_model_that_several_workers_serve_is_listed_once(client: httpx.AsyncClient, peers: FakePeers) -> None:
+    """And its own name reaches the first of them: the one for everybody, where that serves it."""
+    peers.writers["large"].model = CHAT_MODEL
+    names = [card["id"] for card in (await client.get("/v1/models")).json()["data"]]
+    assert len(names) == len(set(names))
+    assert (await ask(client, CHAT_MODEL)).status_code == 200
+    assert [bool(call.arguments) for call in peers.writer.calls].count(True) == 1
+
+
 async def test_a_model_whose_worker_is_away_is_not_unknown(client: httpx.AsyncClient, peers: FakePeers) -> None:
     """503 for its name; 503 as well for a name that it alone may know; the others go on."""
     peers.writers["large"].error = Unavailable("Away.")
