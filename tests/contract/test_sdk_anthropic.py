@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import anthropic
+import pydantic
 import pytest
 from anthropic.types import MessageParam, ToolParam
 
 from gateway.settings import GatewaySettings
 from gateway.testing import CHAT_MODEL, FakePeers, RunningGateway
 from mesh.errors import InvalidRequest, Overloaded, Unavailable, WrongState
-from mesh.generation import Ending, FinishReason, Piece, Role, ToolCallDelta
+from mesh.generation import Ending, FinishReason, Piece, ResponseFormat, Role, ToolCallDelta
 
 HELLO: list[MessageParam] = [{"role": "user", "content": "Hi you"}]
 LOOK: ToolParam = {
@@ -122,6 +123,22 @@ def test_a_tool_call_streamed(gateway: RunningGateway, client: anthropic.Anthrop
     assert text.type == "text"
     assert call.type == "tool_use"
     assert (text.text, call.input) == ("Let me see.", {"at": 3})
+
+
+class Port(pydantic.BaseModel):
+    """What a parsed answer becomes."""
+
+    port: int
+
+
+def test_an_answer_is_parsed_by_its_schema(gateway: RunningGateway, client: anthropic.Anthropic) -> None:
+    """The SDK's parse sends the model's schema, and reads the answer with it."""
+    gateway.peers.writer.pieces = ('{"port": ', "8000}")
+    answer = client.messages.parse(model=CHAT_MODEL, max_tokens=64, messages=HELLO, output_format=Port)
+    assert answer.parsed_output == Port(port=8000)
+    wanted = gateway.peers.writer.calls[-1].arguments[0].response_format
+    assert isinstance(wanted, ResponseFormat)
+    assert '"port"' in (wanted.schema or "")
 
 
 def test_tokens_are_counted(client: anthropic.Anthropic) -> None:
