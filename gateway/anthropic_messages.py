@@ -74,6 +74,8 @@ class CountRequest(VendorBody):
     container: Any = None
     mcp_servers: Any = None
     context_management: Any = None
+    compaction: Any = None
+    thread: Any = None
 
 
 class MessagesRequest(CountRequest):
@@ -89,7 +91,13 @@ class MessagesRequest(CountRequest):
     top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)] | None = Field(None, description="a whole number from 1")
 
 
-HARMLESS: Harmless = {"container": (None,), "mcp_servers": (None, []), "context_management": (None, {})}
+HARMLESS: Harmless = {
+    "container": (None,),
+    "mcp_servers": (None, []),
+    "context_management": (None, {}),
+    "compaction": (None,),
+    "thread": (None,),
+}
 
 _TOOL_CHOICES = {"auto": ToolChoiceMode.AUTO, "any": ToolChoiceMode.REQUIRED, "none": ToolChoiceMode.NONE}
 

@@ -52,6 +52,7 @@ class GenerationBody(VendorBody):
     repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None = Field(
         None, description="a number above 0, up to 2"
     )
+    # Known only to be refused. Keeping whatever else comes would let a body of a million fields cost seconds.
     structured_outputs: Any = None
     guided_json: Any = None
     guided_regex: Any = None

@@ -310,6 +310,8 @@ async def test_every_tool_choice_is_known(
         ({"messages": [*HELLO["messages"], {"role": "assistant", "content": "It is"}]}, "messages.1"),
         ({"output_config": {"format": {"type": "xml"}}}, "output_config"),
         ({"container": "c"}, "container"),
+        ({"compaction": {"type": "auto"}}, "compaction"),
+        ({"thread": {"id": "t"}}, "thread"),
         ({"mcp_servers": [{"url": "http://a"}]}, "mcp_servers"),
     ],
 )  # fmt: skip
