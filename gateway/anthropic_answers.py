@@ -42,6 +42,8 @@ class MessageRendering:
         self._open = ""
         """What is open: ``text``, the number of a call, or nothing."""
         self._called: set[int] = set()
+        self._arguments: list[str] = []
+        """Of the call that is open."""
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         """The answer in one document.
@@ -94,17 +96,24 @@ class MessageRendering:
             self._called.add(call.index)
             block = {"type": "tool_use", "id": call.id or self._call_id(call.index), "name": call.name, "input": {}}
             yield self._begin_block(opened, block)
+            self._arguments.clear()
         if call.arguments:
+            self._arguments.append(call.arguments)
             yield self._delta({"type": "input_json_delta", "partial_json": call.arguments})
 
     def end(self, finish: Finish) -> bytes:
-        """Why it ended, what it took, and that it is whole."""
-        delta = _stop(finish.endings[0], called=bool(self._called))
+        """Why it ended, what it took, and that it is whole.
+
+        Raises:
+            Internal: a call's arguments are no JSON object, though the answer was not cut off.
+        """
+        ending = finish.endings[0]
+        delta = _stop(ending, called=bool(self._called))
         usage = _usage(finish.usage or self._usage)
         del usage["cache_creation"], usage["service_tier"]
         return b"".join(
             [
-                self._end_block(),
+                self._end_block(cut_off=ending.reason is FinishReason.LENGTH),
                 event({"type": "message_delta", "delta": delta, "usage": usage}),
                 event({"type": "message_stop"}),
             ]
@@ -116,9 +125,11 @@ class MessageRendering:
         self._open = opened
         return ended + event({"type": "content_block_start", "index": self._block, "content_block": block})
 
-    def _end_block(self) -> bytes:
+    def _end_block(self, *, cut_off: bool = False) -> bytes:
         if not self._open:
             return b""
+        if self._open != "text" and not cut_off and _object("".join(self._arguments)) is None:
+            raise _broken_call()
         self._open = ""
         return event({"type": "content_block_stop", "index": self._block})
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic_core import to_json
 
 from gateway.bodies import ModelName, Texts, VendorBody
-from gateway.generation import Count, Harmless, Share, unsupported
+from gateway.generation import Count, Harmless, Share, unknown_part, unsupported
 from gateway.images import image_of_base64
 from mesh.errors import InvalidRequest
 from mesh.generation import (
@@ -74,6 +74,8 @@ class CountRequest(VendorBody):
     container: Any = None
     mcp_servers: Any = None
     context_management: Any = None
+    compaction: Any = None
+    thread: Any = None
 
 
 class MessagesRequest(CountRequest):
@@ -89,7 +91,13 @@ class MessagesRequest(CountRequest):
     top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)] | None = Field(None, description="a whole number from 1")
 
 
-HARMLESS: Harmless = {"container": (None,), "mcp_servers": (None, []), "context_management": (None, {})}
+HARMLESS: Harmless = {
+    "container": (None,),
+    "mcp_servers": (None, []),
+    "context_management": (None, {}),
+    "compaction": (None,),
+    "thread": (None,),
+}
 
 _TOOL_CHOICES = {"auto": ToolChoiceMode.AUTO, "any": ToolChoiceMode.REQUIRED, "none": ToolChoiceMode.NONE}
 
@@ -100,7 +108,7 @@ def refuse_thinking(body: CountRequest) -> None:
     Raises:
         InvalidRequest: with the reason UNSUPPORTED_PARAMETER.
     """
-    if body.thinking and body.thinking.get("type") not in {"disabled", "adaptive"}:
+    if body.thinking and body.thinking.get("type") not in ("disabled", "adaptive"):
         raise unsupported("A budget for thinking is not supported here; leave thinking out.", "thinking")
 
 
@@ -117,26 +125,58 @@ def sampling_of(body: MessagesRequest) -> Sampling:
     )
 
 
+def refuse_prefill(body: CountRequest) -> None:
+    """Refuse a last message of the assistant's: it asks for that message's continuation, and chats answer anew.
+
+    Raises:
+        InvalidRequest: with the reason UNSUPPORTED_PARAMETER.
+    """
+    if body.messages[-1].role == "assistant":
+        raise unsupported(
+            "The last message is the assistant's, and an answer cannot be begun for the model here; end with a user's "
+            "message, or ask for a shape with output_config.format.",
+            f"messages.{len(body.messages) - 1}",
+        )
+
+
 def messages_of(body: CountRequest) -> tuple[Message, ...]:
     """All messages, the system prompt first. Raises InvalidRequest for what is not understood; ``param`` says where."""
     found: list[Message] = []
     if body.system:
         found.append(Message(Role.SYSTEM, _text(body.system, "system")))
     for position, message in enumerate(body.messages):
-        where = f"messages.{position}"
-        match message.role:
-            case "user":
-                found.extend(_of_user(message.content, f"{where}.content"))
-            case "assistant":
-                found.append(_of_assistant(message.content, f"{where}.content"))
-            case "system":
-                found.append(Message(Role.SYSTEM, _text(message.content, f"{where}.content")))
-            case _:
-                raise InvalidRequest(
-                    f"{where}.role is {message.role[:32]!r}; there are user, assistant and system.",
-                    param=f"{where}.role",
-                )
+        for each in _messages(message, f"messages.{position}"):
+            if found and found[-1].role is each.role and each.role in _TURNS:
+                found[-1] = _one_turn(found[-1], each)
+            else:
+                found.append(each)
     return tuple(found)
+
+
+# Consecutive ones are one turn, as Anthropic says; many a chat template takes no others than alternating ones.
+_TURNS = frozenset({Role.USER, Role.ASSISTANT})
+
+
+def _one_turn(first: Message, second: Message) -> Message:
+    if first.parts or second.parts:
+        parts = (*(first.parts or (first.content,)), *(second.parts or (second.content,)))
+        return Message(first.role, parts=parts)
+    content = "\n\n".join(filter(None, (first.content, second.content)))
+    return Message(first.role, content, tool_calls=first.tool_calls + second.tool_calls)
+
+
+def _messages(message: MessageBody, where: str) -> Iterator[Message]:
+    match message.role:
+        case "user":
+            yield from _of_user(message.content, f"{where}.content")
+        case "assistant":
+            yield _of_assistant(message.content, f"{where}.content")
+        case "system":
+            yield Message(Role.SYSTEM, _text(message.content, f"{where}.content"))
+        case _:
+            raise InvalidRequest(
+                f"{where}.role is {message.role[:32]!r}; there are user, assistant and system.", param=f"{where}.role"
+            )
 
 
 def _text(content: str | list[dict[str, Any]], where: str) -> str:
@@ -183,8 +223,7 @@ def _part(block: Block, where: str) -> Part:
         if source.get("type") != "base64":
             raise unsupported(f"{where} is an image somewhere else, and nothing is fetched; send base64.", where)
         return image_of_base64(source.get("data"), source.get("media_type"), where)
-    named = kind if isinstance(kind, str) else "something else"
-    raise unsupported(f"{where} is {named[:32]}; there are text, image and tool_result here.", where)
+    raise unknown_part(kind, where, "text, image and tool_result")
 
 
 def _result(block: Block, where: str) -> Message:
@@ -203,7 +242,7 @@ def _of_assistant(content: str | list[dict[str, Any]], where: str) -> Message:
     for at, block in enumerate(content):
         match block.get("type"):
             case "tool_use":
-                calls.append(_call(block))
+                calls.append(_call(block, f"{where}.{at}"))
             case "thinking" | "redacted_thinking":
                 continue  # thoughts are the model's own, and templates leave earlier ones out
             case _:
@@ -211,10 +250,11 @@ def _of_assistant(content: str | list[dict[str, Any]], where: str) -> Message:
     return Message(Role.ASSISTANT, "".join(texts), tool_calls=tuple(calls))
 
 
-def _call(block: Block) -> ToolCall:
-    return ToolCall(
-        str(block.get("id") or ""), str(block.get("name") or ""), to_json(block.get("input") or {}).decode()
-    )
+def _call(block: Block, where: str) -> ToolCall:
+    given = block.get("input")
+    if not isinstance(given, dict):
+        raise InvalidRequest(f"{where}.input must be an object; send back what the answer held.", param=where)
+    return ToolCall(str(block.get("id") or ""), str(block.get("name") or ""), to_json(given).decode())
 
 
 def tools_of(body: CountRequest) -> tuple[Tool, ...]:

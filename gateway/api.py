@@ -23,9 +23,9 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 _DESCRIPTION = (
     "A torch-free gateway in front of workers for embedding, reranking, chunking, GPU status and language models. "
-    "It speaks the dialects of OpenAI, Cohere, Jina and Text Embeddings Inference, so that their own clients work "
-    "unmodified. Every answer carries `x-request-id` and `server-timing`; `x-request-timeout-ms` bounds the time that "
-    "a request may take."
+    "It speaks the dialects of OpenAI, Anthropic, Cohere, Jina and Text Embeddings Inference, so that their own "
+    "clients work unmodified. Every answer carries `x-request-id` and `server-timing`; `x-request-timeout-ms` bounds "
+    "the time that a request may take."
 )
 
 

@@ -78,7 +78,8 @@ class Catalogue:
 
     async def unknown(self, name: str, capability: Capability) -> NotFound:
         """The error for a name that no worker knows: it says which names there are."""
-        names = [known for model in await self._served(capability) for known in (model.name, *model.aliases)]
+        served = await self._served(capability)
+        names = list(dict.fromkeys(known for model in served for known in (model.name, *model.aliases)))
         close = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         there = f" Served for {capability.value}: {', '.join(names)}." if names else ""

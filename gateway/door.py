@@ -6,6 +6,7 @@ from starlette.types import Scope
 
 from gateway.admission import ALWAYS, Places
 from gateway.api import PlainRoute
+from gateway.dialects import request_id_headers
 from gateway.exchange import Exchange
 from gateway.journal import Journal
 from gateway.lifecycle import Lifecycle
@@ -67,7 +68,7 @@ class Door:
             f"HTTP/1.1 {shown.status} {phrase_of(shown.status)}",
             *(f"{name}: {value}" for name, value in shown.headers),
             f"content-length: {len(body)}",
-            f"x-request-id: {exchange.call.request_id}",
+            *(f"{name.decode()}: {exchange.call.request_id}" for name in request_id_headers(exchange.dialect)),
             f"server-timing: {exchange.server_timing()}\r\n\r\n",
         ]
         exchange.end()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from gateway.bodies import ModelName, Texts, VendorBody
 from mesh.errors import InvalidRequest
@@ -20,14 +20,14 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(VendorBody):
     """What a stream holds besides text."""
 
     include_usage: bool | None = None
 
 
 class GenerationBody(VendorBody):
-    """The fields that chat and completion requests share; the last three are vLLM's, which its clients send too."""
+    """The fields that chat and completion requests share, some of vLLM's among them, which its clients send too."""
 
     model: ModelName = Field("", description="a served model or an alias; left out, the default one")
     stream: bool | None = Field(None, description="true or false")
@@ -52,6 +52,17 @@ class GenerationBody(VendorBody):
     repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None = Field(
         None, description="a number above 0, up to 2"
     )
+    # Known only to be refused. Keeping whatever else comes would let a body of a million fields cost seconds.
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    min_tokens: Any = None
+    ignore_eos: Any = None
+    stop_token_ids: Any = None
+    bad_words: Any = None
+    use_beam_search: Any = None
 
     @property
     def wants_usage(self) -> bool:
@@ -91,10 +102,23 @@ def _stops(given: str | list[str] | None) -> tuple[str, ...]:
 
 
 Harmless = Mapping[str, tuple[Any, ...]]
-"""Parameters that are not answered for, each with the values that ask for nothing.
+"""Parameters that are not answered for, each with the values that ask for nothing."""
 
-One of them is logit_bias: it names tokens by the ids of a vocabulary that no other model has.
-"""
+HARMLESS: Harmless = {
+    "logit_bias": (None, {}),  # names tokens by the ids of a vocabulary that no other model has
+    # vLLM's own, of which some would change the answer beyond recognition.
+    "structured_outputs": (None,),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "min_tokens": (None, 0),
+    "ignore_eos": (None, False),
+    "stop_token_ids": (None, []),
+    "bad_words": (None, []),
+    "use_beam_search": (None, False),
+}
+"""Those of chats and of completions alike."""
 
 
 def refuse_unsupported(body: VendorBody, harmless: Harmless) -> None:
@@ -113,6 +137,12 @@ def refuse_unsupported(body: VendorBody, harmless: Harmless) -> None:
 def unsupported(message: str, param: str) -> InvalidRequest:
     """The refusal of something that a vendor's API has, and that is not done here."""
     return InvalidRequest(message, param=param, reason="UNSUPPORTED_PARAMETER")
+
+
+def unknown_part(kind: object, where: str, known: str) -> InvalidRequest:
+    """The refusal of a part of a message whose ``type`` is none of the ``known`` ones."""
+    named = kind[:32] if isinstance(kind, str) else "of no type"
+    return unsupported(f"{where} is {named}; there are {known} here.", where)
 
 
 def usage_document(usage: Usage | None) -> dict[str, Any] | None:

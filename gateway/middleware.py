@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.dialects import request_id_headers
 from gateway.exchange import Exchange
 from gateway.journal import Journal
 from gateway.lifecycle import Lifecycle
@@ -125,9 +126,10 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             exchange = self._exchange
+            request_id = exchange.call.request_id.encode("latin-1")
             headers = [
                 *message.get("headers", ()),
-                (b"x-request-id", exchange.call.request_id.encode("latin-1")),
+                *((name, request_id) for name in request_id_headers(exchange.dialect)),
                 (b"server-timing", exchange.server_timing().encode("latin-1")),
             ]
             if self._lifecycle.draining:

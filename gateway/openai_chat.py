@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic_core import to_json
 
 from gateway.bodies import VendorBody
-from gateway.generation import Count, GenerationBody, Harmless, unsupported
+from gateway.generation import HARMLESS, Count, GenerationBody, Harmless, unknown_part, unsupported
 from gateway.images import image_of_url
 from mesh.errors import InvalidRequest
 from mesh.generation import (
@@ -106,16 +106,24 @@ class ChatRequest(GenerationBody):
     audio: Any = None
     prediction: Any = None
     web_search_options: Any = None
+    chat_template: Any = None
+    chat_template_kwargs: Any = None
+    continue_final_message: Any = None
+    add_generation_prompt: Any = None
 
 
-HARMLESS: Harmless = {
+CHAT_HARMLESS: Harmless = {
+    **HARMLESS,
+    "chat_template": (None,),
+    "chat_template_kwargs": (None, {}),
+    "continue_final_message": (None, False),
+    "add_generation_prompt": (None, True),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "modalities": (None, ["text"]),
     "audio": (None,),
     "prediction": (None,),
     "web_search_options": (None,),
-    "logit_bias": (None, {}),
 }
 
 _ROLES = {
@@ -176,14 +184,16 @@ def _content(content: Any, where: str, *, may_be_missing: bool) -> tuple[str, tu
 
 def _part(part: Any, where: str) -> Part:
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind in {"text", "refusal"} and isinstance(part.get(kind), str):
-        return str(part[kind])
-    if kind == "image_url":
-        image = part.get("image_url")
-        image = image if isinstance(image, dict) else {"url": image}
-        return image_of_url(image.get("url"), image.get("detail"), where)
-    named = kind if isinstance(kind, str) else "something else"
-    raise unsupported(f"{where} is {named[:32]}; there are text and image_url here.", where)
+    match kind:
+        case "text" | "refusal":
+            if isinstance(part.get(kind), str):
+                return str(part[kind])
+            raise InvalidRequest(f'{where} needs a text in "{kind}".', param=where)
+        case "image_url":
+            image = part.get("image_url")
+            image = image if isinstance(image, dict) else {"url": image}
+            return image_of_url(image.get("url"), image.get("detail"), where)
+    raise unknown_part(kind, where, "text and image_url")
 
 
 def tools_of(body: ChatRequest) -> tuple[Tool, ...]:

@@ -55,6 +55,7 @@ class Writers:
         self._named: Mapping[str, Writer] = peers.writers
         self._info_seconds = info_seconds
         self._learnt: dict[str, int] = {}
+        self._round: asyncio.Task[bool] | None = None
 
     @property
     def hop(self) -> AnyHop:
@@ -83,15 +84,20 @@ class Writers:
         self._learnt.pop(name, None)
 
     async def _learn(self) -> bool:
-        """Ask all workers for their names. Returns whether all of them answered; what the others said before holds."""
+        """Ask all workers for their names, once for all who wait for it. Returns whether all of them answered."""
+        if self._round is None or self._round.done():
+            self._round = asyncio.create_task(self._ask())
+        return await asyncio.shield(self._round)  # one who leaves must not take it from the others
+
+    async def _ask(self) -> bool:
+        """Put what is told in place of what was learnt; of those who do not answer, what they said before holds."""
         told = await asyncio.gather(*map(self._info, self._all))
         kept = {name: at for name, at in self._learnt.items() if told[at] is None}
-        found = {
-            name: at
-            for at, info in enumerate(told)
-            for model in (info.models if info is not None else ())
-            for name in (model.name, *model.aliases)
-        }
+        found: dict[str, int] = {}
+        for at, info in enumerate(told):
+            for model in info.models if info is not None else ():
+                for name in (model.name, *model.aliases):
+                    found.setdefault(name, at)  # of several that serve it, the one for everybody comes first
         self._learnt = kept | found
         return None not in told
 

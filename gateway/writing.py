@@ -98,22 +98,28 @@ class Scribe:
     async def _frames(
         self, exchange: Exchange, writer: Writer, generation: Generation, rendering: Rendering
     ) -> AsyncGenerator[bytes, None]:
-        """The bytes of a stream; its end only after the writer's finish."""
+        """The bytes of a stream; its end only after the writer's finish.
+
+        What it opens with leaves together with the first piece: until a piece is there, a failure is still a status.
+        """
         deadline = exchange.deadline(self.settings.timeouts.llm_seconds, streamed=True)
+        opening = b""
         async with _closing(writer.generate(generation, deadline=deadline)) as events:
             async for event in events:
                 match event:
                     case Header():
                         exchange.note(model=event.model)
-                        frame = rendering.begin(event)
+                        opening = rendering.begin(event)
+                        continue
                     case Piece():
                         frame = rendering.piece(event)
                     case Finish():
                         exchange.timed(**llm_timings_ms(event.timings))
                         exchange.note(**_counts(event.usage))
                         frame = rendering.end(event)
-                if frame:
-                    yield frame
+                if opening or frame:
+                    yield opening + frame
+                    opening = b""
 
 
 def _closing(events: AsyncIterator[Any]) -> aclosing[Any]:

@@ -13,7 +13,7 @@ from gateway.exchange import Exchange
 from gateway.generation import refuse_unsupported, sampling_of
 from gateway.openai_answers import ChatRendering
 from gateway.openai_chat import (
-    HARMLESS,
+    CHAT_HARMLESS,
     ChatRequest,
     format_of,
     message_of,
@@ -84,7 +84,7 @@ class ChatRoute:
     async def create(self, request: Request) -> Response:
         """The assistant's next message."""
         body = await read_json(request, ChatRequest)
-        refuse_unsupported(body, HARMLESS)
+        refuse_unsupported(body, CHAT_HARMLESS)
         require_not_empty(body.messages, "messages")
         require_at_most(len(body.messages), self.scribe.settings.limits.max_messages, "messages")
         tools = tools_of(body)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from gateway.api import Api, Operation
 from gateway.bodies import Texts, TokenIds, TokenLists, read_json, require_not_empty
 from gateway.exchange import Exchange
-from gateway.generation import GenerationBody, Harmless, refuse_unsupported, sampling_of
+from gateway.generation import HARMLESS, GenerationBody, Harmless, refuse_unsupported, sampling_of
 from gateway.openai_answers import CompletionRendering
 from gateway.vocabulary import OpenAIVocabulary
 from gateway.writing import Scribe
@@ -38,12 +38,7 @@ class CompletionRequest(GenerationBody):
     suffix: Any = None
 
 
-HARMLESS: Harmless = {
-    "best_of": (None, 1),
-    "echo": (None, False),
-    "suffix": (None, ""),
-    "logit_bias": (None, {}),
-}
+_HARMLESS: Harmless = {**HARMLESS, "best_of": (None, 1), "echo": (None, False), "suffix": (None, "")}
 
 OPERATION = Operation(
     method="POST",
@@ -80,7 +75,7 @@ class CompletionRoute:
     async def create(self, request: Request) -> Response:
         """The prompt's continuation."""
         body = await read_json(request, CompletionRequest)
-        refuse_unsupported(body, HARMLESS)
+        refuse_unsupported(body, _HARMLESS)
         generation = Generation(
             model=self.scribe.catalogue.resolve(body.model),
             prompt=await self._prompt(body),

@@ -16,6 +16,7 @@ from gateway.anthropic_messages import (
     format_of,
     messages_of,
     parallel_calls_of,
+    refuse_prefill,
     refuse_thinking,
     sampling_of,
     tool_choice_of,
@@ -87,6 +88,7 @@ class MessagesRoute:
         """The assistant's next message."""
         body = await read_json(request, MessagesRequest)
         generation = replace(self._generation(body), sampling=sampling_of(body), response_format=format_of(body))
+        refuse_prefill(body)
         exchange = Exchange.of(request)
         return await self.scribe.answer(exchange, generation, MessageRendering(exchange), stream=bool(body.stream))
 

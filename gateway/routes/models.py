@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from gateway.answers import json_answer
 from gateway.api import Api, Operation
-from gateway.catalogue import Catalogue, ServedModel
+from gateway.catalogue import Capability, Catalogue, ServedModel
 from mesh.errors import NotFound
 
 _OWNER = "torch-isolation-mesh"
@@ -69,11 +69,12 @@ class ModelRoutes:
         )
 
     async def _cards(self) -> list[dict[str, Any]]:
-        return [
-            self._card(name, model)
-            for model in await self.catalogue.served()
-            for name in dict.fromkeys((model.name, *model.aliases))
-        ]
+        """One for each name: workers that serve the same model are one model to a caller."""
+        cards: dict[tuple[str, Capability], dict[str, Any]] = {}
+        for model in await self.catalogue.served():
+            for name in (model.name, *model.aliases):
+                cards.setdefault((name, model.capability), self._card(name, model))
+        return list(cards.values())
 
     def _card(self, name: str, model: ServedModel) -> dict[str, Any]:
         return {

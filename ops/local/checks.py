@@ -46,7 +46,20 @@ class Outcome:
     closing: str = ""
 
 
-PARTS = ("lint", "types", "imports", "protos", "unit", "hop", "contract", "workers", "vllm", "integration", "chaos")
+PARTS = (
+    "lint",
+    "types",
+    "imports",
+    "protos",
+    "unit",
+    "hop",
+    "contract",
+    "frameworks",
+    "workers",
+    "vllm",
+    "integration",
+    "chaos",
+)
 
 
 def all_checks(layout: Layout, stubs: Path) -> tuple[Check, ...]:
@@ -73,6 +86,7 @@ def all_checks(layout: Layout, stubs: Path) -> tuple[Check, ...]:
             ("diff", "-r", "-x", "__pycache__", "-x", "__init__.py", str(stubs / "mesh" / "pb"), "mesh/pb"),
         ),
         *(_pytest(python, part, f"tests/{part}", "-m", "not workers_env") for part in ("unit", "hop", "contract")),
+        _pytest(str(layout.python("frameworks")), "frameworks", "tests/frameworks"),
         _pytest(str(layout.python("workers")), "workers", "-m", "workers_env", *needing_workers(layout.checkout)),
         _pytest(python, "vllm", "tests/vllm"),
         _pytest(python, "integration", "tests/integration"),

@@ -93,6 +93,7 @@ def test_environments() -> tuple[Environment, ...]:
     """What the project's own checks need beside `mesh_environments`."""
     return (
         Environment("test", "test", extras=("gateway", "clients", "bulk", "test")),
+        Environment("frameworks", "frameworks", extras=("gateway", "frameworks")),
         Environment("workers", "workers", layer="tests", packages=("pytest", "pytest-asyncio", "hypothesis")),
     )
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
@@ -19,8 +17,6 @@ from mesh.errors import InvalidRequest, NotFound, Overloaded, PayloadTooLarge
 from mesh.pb.chunking.v1 import chunking_pb2 as pb
 from mesh.pb.chunking.v1.chunking_pb2_grpc import ChunkingServiceServicer, add_ChunkingServiceServicer_to_server
 from mesh.pb.embedding.v1 import embedding_pb2
-from mesh.pb.llm.v1 import llm_pb2
-from mesh.pb.llm.v1.llm_pb2_grpc import LlmServiceServicer, add_LlmServiceServicer_to_server
 from mesh.serving import Capability
 from mesh.serving.calls import ServicerContext
 from mesh.testing import ScriptedEmbedding, serve
@@ -247,172 +243,3 @@ async def test_time_that_is_up_ends_the_workers_call_too() -> None:
         answer = await client.post("/v1/embeddings", json={"input": "a"}, headers={"x-request-timeout-ms": "200"})
         await until(lambda: worker.cancelled == 1)
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
-
-
-class ScriptedWriter(LlmServiceServicer):
-    """Writes two pieces and then hangs, or fails."""
-
-    def __init__(self, then: str | Exception) -> None:
-        self.then = then
-        self.paused = asyncio.Event()
-        self.cancelled = asyncio.Event()
-
-    async def Chat(self, request: llm_pb2.ChatRequest, context: ServicerContext) -> AsyncIterator[llm_pb2.ChatResponse]:
-        """Start, two deltas, and no finish."""
-        async for frame in self._frames():
-            yield llm_pb2.ChatResponse(**frame)
-
-    async def Complete(
-        self, request: llm_pb2.CompleteRequest, context: ServicerContext
-    ) -> AsyncIterator[llm_pb2.CompleteResponse]:
-        """The same."""
-        async for frame in self._frames():
-            yield llm_pb2.CompleteResponse(**frame)
-
-    async def _frames(self) -> AsyncIterator[dict[str, Any]]:
-        yield {"start": llm_pb2.AnswerStart(model="scripted")}
-        yield {"delta": llm_pb2.AnswerDelta(text="one ")}
-        yield {"delta": llm_pb2.AnswerDelta(text="two")}
-        self.paused.set()
-        if isinstance(self.then, Exception):
-            raise self.then
-        try:
-            await asyncio.Event().wait()
-        finally:
-            self.cancelled.set()
-
-    def capability(self) -> Capability:
-        """As a worker's capability that is ready at once."""
-        return Capability(
-            service="llm.v1.LlmService",
-            register=lambda server: add_LlmServiceServicer_to_server(self, server),
-            start=_ready,
-        )
-
-
-class Wire:
-    """A way to a worker that can be cut, as when its process is killed: resets, and nobody listens any more."""
-
-    def __init__(self, target: str) -> None:
-        self._host, _, self._port = target.rpartition(":")
-        self._server: asyncio.Server | None = None
-        self._ends: list[asyncio.StreamWriter] = []
-
-    async def open(self) -> str:
-        """Begin to pass bytes on; returns the target to use."""
-        self._server = await asyncio.start_server(self._join, "127.0.0.1", 0)
-        return f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    def cut(self) -> None:
-        """End every connection at once, and take no more."""
-        assert self._server is not None
-        self._server.close()
-        for end in self._ends:
-            end.transport.abort()
-
-    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection(self._host, int(self._port))
-        self._ends += [writer, far_writer]
-        await asyncio.gather(_pass_on(reader, far_writer), _pass_on(far_reader, writer))
-
-
-async def _pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    with suppress(OSError):
-        while data := await source.read(65536):
-            sink.write(data)
-    sink.close()
-
-
-@asynccontextmanager
-async def streaming(capability: Capability, service: str) -> AsyncIterator[tuple[FastAPI, Wire]]:
-    """A gateway whose way to its only worker can be cut."""
-    async with serve([capability]) as worker:
-        wire = Wire(worker.target)
-        app = create_app(GatewaySettings.model_validate({"services": {service: {"url": await wire.open()}}}))
-        async with app.router.lifespan_context(app):
-            yield app, wire
-        wire.cut()
-
-
-STREAMS: list[tuple[str, dict[str, object]]] = [
-    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "stream": True}),
-    ("/v1/completions", {"prompt": "Hi", "stream": True}),
-]
-
-
-@pytest.mark.parametrize(("path", "body"), STREAMS)
-async def test_a_client_that_leaves_a_stream_cancels_the_workers_call(path: str, body: dict[str, object]) -> None:
-    """The writing ends in the worker, not only on the way."""
-    writer = ScriptedWriter("hang")
-    async with serve([writer.capability()]) as worker:
-        app = create_app(GatewaySettings.model_validate({"services": {"llm": {"url": worker.target}}}))
-        async with app.router.lifespan_context(app):
-            request = RawRequest("POST", path, {"content-type": "application/json"})
-            task = request.start(app)
-            request.say(json.dumps(body).encode())
-            await request.until(b"two")
-            request.leave()
-            async with asyncio.timeout(5):
-                await task
-                await writer.cancelled.wait()
-    assert not request.is_whole
-
-
-@pytest.mark.parametrize(("path", "body"), STREAMS)
-async def test_a_worker_that_dies_in_mid_stream_is_a_typed_error_event(path: str, body: dict[str, object]) -> None:
-    """After the last good token, within a second, without [DONE]; the answer ends."""
-    async with streaming(ScriptedWriter("hang").capability(), "llm") as (app, wire):
-        request = RawRequest("POST", path, {"content-type": "application/json"})
-        task = request.start(app)
-        request.say(json.dumps(body).encode())
-        await request.until(b"two")
-        wire.cut()
-        async with asyncio.timeout(1):
-            await task
-    *good, last = request.body.decode().strip().split("\n\n")
-    error = json.loads(last.removeprefix("data: "))["error"]
-    assert (error["type"], error["code"]) == ("server_error", "connection_lost")
-    assert "two" in good[-1]
-    assert "[DONE]" not in request.body.decode()
-    assert request.is_whole
-
-
-async def test_a_worker_that_dies_in_mid_document_is_a_typed_last_line() -> None:
-    """The chunks that came are good, and the last line says that they are not all."""
-    async with streaming(DyingChunker().capability(), "gpu") as (app, wire):
-        headers = {"content-type": "application/json", "accept": "application/x-ndjson"}
-        request = RawRequest("POST", "/v1/chunk", headers)
-        task = request.start(app)
-        request.say(b'{"text": "a"}')
-        await request.until(b"chunk")
-        wire.cut()
-        async with asyncio.timeout(1):
-            await task
-    first, last = [json.loads(line) for line in request.body.splitlines() if line]
-    assert first["chunk"]["text"] == "good"
-    assert (last["error"]["code"], last["error"]["hop"]) == ("unavailable", "chunking")
-
-
-async def test_a_worker_that_fails_in_mid_stream_is_a_typed_error_event() -> None:
-    """Its own error, in the shape that the SDKs raise on, and nothing of an unknown exception's text."""
-    async with streaming(ScriptedWriter(ValueError("secret")).capability(), "llm") as (app, _):
-        request = RawRequest("POST", STREAMS[0][0], {"content-type": "application/json"})
-        task = request.start(app)
-        request.say(json.dumps(STREAMS[0][1]).encode())
-        await task
-    assert b'"code":"internal"' in request.body
-    assert b"secret" not in request.body
-    assert b"[DONE]" not in request.body
-
-
-class DyingChunker(CountingChunker):
-    """Sends one chunk and then nothing any more."""
-
-    async def Chunk(
-        self,
-        request_iterator: AsyncIterator[pb.ChunkRequest],
-        context: ServicerContext,
-    ) -> AsyncIterator[pb.ChunkResponse]:
-        """One chunk."""
-        yield pb.ChunkResponse(chunk=pb.Chunk(index=0, text="good"))
-        await asyncio.Event().wait()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import anthropic
+import pydantic
 import pytest
 from anthropic.types import MessageParam, ToolParam
 
 from gateway.settings import GatewaySettings
 from gateway.testing import CHAT_MODEL, FakePeers, RunningGateway
 from mesh.errors import InvalidRequest, Overloaded, Unavailable, WrongState
-from mesh.generation import Ending, FinishReason, Piece, Role, ToolCallDelta
+from mesh.generation import Ending, FinishReason, Piece, ResponseFormat, Role, ToolCallDelta
 
 HELLO: list[MessageParam] = [{"role": "user", "content": "Hi you"}]
 LOOK: ToolParam = {
@@ -54,6 +55,17 @@ def test_a_message(gateway: RunningGateway, client: anthropic.Anthropic) -> None
         (Role.SYSTEM, "Be brief."),
         (Role.USER, "Hi you"),
     ]
+
+
+@pytest.mark.parametrize("credentials", [{"api_key": "a"}, {"auth_token": "b"}])
+def test_either_way_to_tell_who_one_is_works(gateway: RunningGateway, credentials: dict[str, str]) -> None:
+    """``x-api-key`` and ``Authorization``; the answer's id is where the SDK looks for it, also on a failure."""
+    with anthropic.Anthropic(base_url=gateway.url, max_retries=0, **credentials) as client:  # type: ignore[arg-type]
+        asked = client.with_options(default_headers={"x-request-id": "mine-7"})
+        assert asked.messages.create(model=CHAT_MODEL, max_tokens=64, messages=HELLO)._request_id == "mine-7"
+        with pytest.raises(anthropic.BadRequestError) as caught:
+            asked.messages.create(model=CHAT_MODEL, max_tokens=0, messages=HELLO)
+    assert caught.value.request_id == "mine-7"
 
 
 def test_a_message_streamed(client: anthropic.Anthropic) -> None:
@@ -111,6 +123,22 @@ def test_a_tool_call_streamed(gateway: RunningGateway, client: anthropic.Anthrop
     assert text.type == "text"
     assert call.type == "tool_use"
     assert (text.text, call.input) == ("Let me see.", {"at": 3})
+
+
+class Port(pydantic.BaseModel):
+    """What a parsed answer becomes."""
+
+    port: int
+
+
+def test_an_answer_is_parsed_by_its_schema(gateway: RunningGateway, client: anthropic.Anthropic) -> None:
+    """The SDK's parse sends the model's schema, and reads the answer with it."""
+    gateway.peers.writer.pieces = ('{"port": ', "8000}")
+    answer = client.messages.parse(model=CHAT_MODEL, max_tokens=64, messages=HELLO, output_format=Port)
+    assert answer.parsed_output == Port(port=8000)
+    wanted = gateway.peers.writer.calls[-1].arguments[0].response_format
+    assert isinstance(wanted, ResponseFormat)
+    assert '"port"' in (wanted.schema or "")
 
 
 def test_tokens_are_counted(client: anthropic.Anthropic) -> None:

@@ -206,6 +206,8 @@ async def test_what_asks_for_nothing_is_accepted(client: httpx.AsyncClient) -> N
             "messages[0].content[0]",
         ),
         ({"messages": [{"role": "user", "content": [7]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": ["text"]}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "messages"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].tool_call_id"),
         ({**HELLO, "n": 10_000}, "n"),
@@ -232,6 +234,13 @@ async def test_what_asks_for_nothing_is_accepted(client: httpx.AsyncClient) -> N
         ({**HELLO, "stop": ""}, "stop"),
         ({**HELLO, "seed": 2**70}, "seed"),
         ({**HELLO, "frequency_penalty": 3}, "frequency_penalty"),
+        ({**HELLO, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+        ({**HELLO, "guided_json": {"type": "object"}}, "guided_json"),
+        ({**HELLO, "structured_outputs": {"regex": "a"}}, "structured_outputs"),
+        ({**HELLO, "min_tokens": 5}, "min_tokens"),
+        ({**HELLO, "ignore_eos": True}, "ignore_eos"),
+        ({**HELLO, "chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
+        ({**HELLO, "continue_final_message": True}, "continue_final_message"),
     ],
 )
 async def test_bad_input_names_the_parameter(client: httpx.AsyncClient, body: dict[str, Any], param: str) -> None:
@@ -244,11 +253,20 @@ async def test_bad_input_names_the_parameter(client: httpx.AsyncClient, body: di
     )
 
 
-async def test_nan_is_no_temperature(client: httpx.AsyncClient) -> None:
-    """JSON has no NaN, whatever a parser lets through."""
-    content = b'{"messages": [{"role": "user", "content": "a"}], "temperature": NaN}'
+@pytest.mark.parametrize(
+    "field",
+    [
+        '"temperature": NaN',
+        '"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"minimum": NaN}}}',
+        '"tools": [{"type": "function", "function": {"name": "a", "parameters": {"maximum": 1e999}}}]',
+    ],
+)
+async def test_what_is_no_number_in_json_is_refused(client: httpx.AsyncClient, peers: FakePeers, field: str) -> None:
+    """JSON has neither NaN nor infinity, whatever a parser lets through: no engine could be sent them."""
+    content = f'{{"messages": [{{"role": "user", "content": "a"}}], {field}}}'
     answer = await client.post(CHAT, content=content, headers={"content-type": "application/json"})
     assert answer.status_code == 400
+    assert peers.writer.calls == []
 
 
 async def test_completions_continue_a_prompt(client: httpx.AsyncClient, peers: FakePeers) -> None:

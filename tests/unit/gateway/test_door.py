@@ -54,6 +54,16 @@ async def test_a_full_hop_refuses_at_the_door(stand: Stand, caplog: pytest.LogCa
     assert (line["status"], line["outcome"], line["path"]) == (429, "hop_limit", "/v1/embeddings")
 
 
+async def test_a_full_writer_refuses_in_anthropics_words(stand: Stand) -> None:
+    """With the status for busy, and the id in the header that its SDK reads."""
+    stand.peers.writer.hop.refusal = Overloaded("Full.", hop="llm", retry_after=2)
+    answer = stand.ask("POST", "/v1/messages", content_length="10", x_request_id="mine-7")
+    assert answer is not None
+    assert answer.startswith(b"HTTP/1.1 529 Site is overloaded\r\n")
+    assert b"\r\nrequest-id: mine-7\r\n" in answer
+    assert b'"type":"overloaded_error"' in answer
+
+
 async def test_an_open_breaker_refuses_at_the_door(stand: Stand) -> None:
     """With its own status."""
     stand.peers.gpu.hop.refusal = CircuitOpen("Open.", hop="gpu", retry_after=7)

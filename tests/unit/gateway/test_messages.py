@@ -170,6 +170,20 @@ async def test_a_call_that_is_no_json_is_never_carried_out(client: httpx.AsyncCl
     assert answer.json()["stop_reason"] == "max_tokens"
 
 
+async def test_a_call_that_is_no_json_ends_its_stream_with_an_error(
+    client: httpx.AsyncClient, peers: FakePeers
+) -> None:
+    """Streamed it is no better than whole; cut off by max_tokens it ends as the reason tells."""
+    peers.writer.pieces = CALLED[:3]
+    peers.writer.endings = (Ending(FinishReason.TOOL_CALLS),)
+    kinds = [event["type"] for event in events_of(await client.post(PATH, json={**HELLO, "stream": True}))]
+    assert kinds[-1] == "error"
+    assert not {"message_delta", "message_stop"} & set(kinds)
+    peers.writer.endings = (Ending(FinishReason.LENGTH),)
+    events = events_of(await client.post(PATH, json={**HELLO, "stream": True}))
+    assert (events[-1]["type"], events[-2]["delta"]["stop_reason"]) == ("message_stop", "max_tokens")
+
+
 async def test_a_call_that_goes_on_after_another_one_is_an_error(client: httpx.AsyncClient, peers: FakePeers) -> None:
     """A block that has ended cannot take it, and no other may."""
     peers.writer.pieces = (*CALLED, Piece(tool_calls=(ToolCallDelta(0, arguments="!"),)))
@@ -229,6 +243,28 @@ async def test_the_whole_request_reaches_the_worker(client: httpx.AsyncClient, p
     assert sampling.stop == ("END",)
 
 
+async def test_consecutive_messages_of_one_role_are_one_turn(client: httpx.AsyncClient, peers: FakePeers) -> None:
+    """As Anthropic combines them: many chat templates take no others than alternating ones."""
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "eA=="}}
+    call = {"type": "tool_use", "id": "c1", "name": "look", "input": {}}
+    messages = [
+        {"role": "user", "content": "One."},
+        {"role": "user", "content": "Two."},
+        {"role": "assistant", "content": "Three."},
+        {"role": "assistant", "content": [call]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "Four."}]},
+        {"role": "user", "content": "Five."},
+        {"role": "user", "content": [image]},
+    ]
+    assert (await client.post(PATH, json={**HELLO, "messages": messages})).status_code == 200
+    assert peers.writer.calls[-1].arguments[0].messages == (
+        Message(Role.USER, "One.\n\nTwo."),
+        Message(Role.ASSISTANT, "Three.", tool_calls=(ToolCall("c1", "look", "{}"),)),
+        Message(Role.TOOL, "Four.", tool_call_id="c1"),
+        Message(Role.USER, parts=("Five.", Image(b"x", "image/png"))),
+    )
+
+
 @pytest.mark.parametrize(
     ("kind", "mode"),
     [("auto", ToolChoiceMode.AUTO), ("any", ToolChoiceMode.REQUIRED), ("none", ToolChoiceMode.NONE)],
@@ -267,8 +303,15 @@ async def test_every_tool_choice_is_known(
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"tools": [LOOK], "tool_choice": {"type": "tool", "name": "leave"}}, "leave"),
         ({"thinking": {"type": "enabled", "budget_tokens": 2048}}, "thinking"),
+        ({"thinking": {"type": ["enabled"]}}, "thinking"),
+        ({"messages": [
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "look", "input": "x"}]},
+            {"role": "user", "content": "Hi"}]}, "messages.0.content.0"),
+        ({"messages": [*HELLO["messages"], {"role": "assistant", "content": "It is"}]}, "messages.1"),
         ({"output_config": {"format": {"type": "xml"}}}, "output_config"),
         ({"container": "c"}, "container"),
+        ({"compaction": {"type": "auto"}}, "compaction"),
+        ({"thread": {"id": "t"}}, "thread"),
         ({"mcp_servers": [{"url": "http://a"}]}, "mcp_servers"),
     ],
 )  # fmt: skip
@@ -289,6 +332,20 @@ async def test_tokens_are_counted_with_tools_and_system(client: httpx.AsyncClien
     body = {"model": CHAT_MODEL, "messages": HELLO["messages"], "system": "Be brief.", "tools": [LOOK]}
     assert (await client.post(COUNT, json=body)).json() == {"input_tokens": 14}
     assert not peers.writer.closed.is_set()
+
+
+async def test_what_ends_with_the_assistant_can_be_counted(client: httpx.AsyncClient) -> None:
+    """Whoever counts asks for no continuation."""
+    messages = [*HELLO["messages"], {"role": "assistant", "content": "It is"}]
+    answer = await client.post(COUNT, json={"model": CHAT_MODEL, "messages": messages})
+    assert answer.json() == {"input_tokens": 4}
+
+
+@pytest.mark.parametrize("path", ["/v1/messages/batches", "/v1/messages/"])
+async def test_what_is_not_here_is_told_in_anthropics_shape(client: httpx.AsyncClient, path: str) -> None:
+    """All below /v1/messages was meant for Anthropic."""
+    answer = await client.post(path, json={})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found_error")
 
 
 @pytest.mark.parametrize("path", [PATH, COUNT])

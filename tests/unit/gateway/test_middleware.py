@@ -261,7 +261,9 @@ async def test_a_bug_is_an_internal_error_in_the_paths_dialect(client: httpx.Asy
 
     class Buggy(type(peers.writer)):  # type: ignore[misc]
         async def generate(self, *arguments: Any, **keywords: Any) -> Any:
-            yield await anext(super().generate(*arguments, **keywords))
+            events = super().generate(*arguments, **keywords)
+            yield await anext(events)
+            yield await anext(events)
             raise RuntimeError("password=hunter2")
 
     peers.writer.__class__ = Buggy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import httpx
@@ -82,6 +83,22 @@ async def test_models_of_all_workers_are_listed(client: httpx.AsyncClient, peers
         "gpt-4o-mini": "org/small-1b",
         "large": None,
     }
+
+
+async def test_a_model_that_several_workers_serve_is_listed_once(client: httpx.AsyncClient, peers: FakePeers) -> None:
+    """And its own name reaches the first of them: the one for everybody, where that serves it."""
+    peers.writers["large"].model = CHAT_MODEL
+    names = [card["id"] for card in (await client.get("/v1/models")).json()["data"]]
+    assert len(names) == len(set(names))
+    assert (await ask(client, CHAT_MODEL)).status_code == 200
+    assert [bool(call.arguments) for call in peers.writer.calls].count(True) == 1
+
+
+async def test_a_crowd_asks_the_workers_for_their_names_once(client: httpx.AsyncClient, peers: FakePeers) -> None:
+    """However many come with a name that nobody knows yet."""
+    answers = await asyncio.gather(*(ask(client, "org/small-1b") for _ in range(20)))
+    assert [answer.status_code for answer in answers] == [200] * 20
+    assert len(peers.writers["large"].calls) == 1
 
 
 async def test_a_model_whose_worker_is_away_is_not_unknown(client: httpx.AsyncClient, peers: FakePeers) -> None:
