@@ -157,15 +157,9 @@ def test_tools_have_to_be_callable(changes: dict[str, Any], param: str, reason: 
 
 @pytest.mark.parametrize(
     "schema",
-    [
-        "", "{", "[]", "3", "null", json.dumps({"a": "x" * 300_000}), nested(70), nested(100_000),
-        '{"minimum": NaN}', '{"minimum": -Infinity}', '{"minimum": 1e999}', r'{"title": "\ud800"}',
-    ],
-    ids=[
-        "empty", "cut off", "a list", "a number", "null", "too large", "too deep", "far too deep",
-        "NaN", "infinite", "out of range", "half a character",
-    ],
-)  # fmt: skip
+    ["", "{", "[]", "3", "null", json.dumps({"a": "x" * 300_000}), nested(70), nested(100_000)],
+    ids=["empty", "cut off", "a list", "a number", "null", "too large", "too deep", "far too deep"],
+)
 def test_a_broken_schema_is_refused(schema: str) -> None:
     """What is no JSON object of bearable size never gets near an engine."""
     error = refusal(replace(CHAT, response_format=ResponseFormat(schema, "answer")))
