@@ -17,7 +17,7 @@ from ops.local.environments import Installer, engine_environment, has_cuda, mesh
 from ops.local.layout import Layout
 from ops.local.models import prepare_models
 from ops.local.processes import end_group
-from ops.local.topology import plan
+from ops.local.topology import ENGINES_APART, plan
 
 CLOSING_LINE = re.compile(r"^(=+ )?\d+ (passed|failed|error|errors|skipped|deselected)\b.* in [\d.]+s")
 # Fixtures stop the mesh that they started; that takes a drain.
@@ -43,7 +43,19 @@ class Outcome:
     closing: str = ""
 
 
-PARTS = ("lint", "types", "imports", "protos", "unit", "hop", "contract", "workers", "vllm", "integration", "chaos")
+PARTS = (
+    "lint",
+    "types",
+    "imports",
+    "protos",
+    "unit",
+    "hop",
+    "contract",
+    "workers",
+    *ENGINES_APART,
+    "integration",
+    "chaos",
+)
 
 
 def all_checks(layout: Layout, stubs: Path) -> tuple[Check, ...]:
@@ -71,7 +83,7 @@ def all_checks(layout: Layout, stubs: Path) -> tuple[Check, ...]:
         ),
         *(_pytest(python, part, f"tests/{part}", "-m", "not workers_env") for part in ("unit", "hop", "contract")),
         _pytest(str(layout.python("workers")), "workers", "-m", "workers_env", *needing_workers(layout.checkout)),
-        _pytest(python, "vllm", "tests/vllm"),
+        *(_pytest(python, engine, f"tests/{engine}") for engine in ENGINES_APART),
         _pytest(python, "integration", "tests/integration"),
         _pytest(python, "chaos", "tests/chaos"),
     )
@@ -90,9 +102,9 @@ def needing_workers(checkout: Path) -> list[str]:
 def checks(parts: Sequence[str], layout: Layout, console: Console, *, keep_going: bool) -> int:
     """Run the checks of ``parts`` (all, where empty). Returns 0 when all passed, otherwise 1."""
     # Gigabytes that not everybody needs: only who names the part gets them; elsewhere its tests say that they skip.
-    engines = [engine_environment(cuda=has_cuda())] if "vllm" in parts else []
+    engines = [engine_environment(name, cuda=has_cuda()) for name in ENGINES_APART if name in parts]
     Installer(layout, console, os.environ).ensure((*mesh_environments(), *test_environments(), *engines))
-    if not parts or {"vllm", "integration", "chaos"} & set(parts):
+    if not parts or {*ENGINES_APART, "integration", "chaos"} & set(parts):
         prepare_models(layout, plan({}), console, os.environ)
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="mesh-stubs-") as stubs:
