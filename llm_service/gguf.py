@@ -21,7 +21,7 @@ _MOST_NAMES = 20
 
 # Runs in the engine's environment. What reads the file is what will serve it, in a process that may die of it.
 _LOOK = """
-import json, sys
+import ctypes, json, sys
 import llama_cpp, llama_cpp.server.app
 from llama_cpp.server.settings import Settings
 print(json.dumps({"version": llama_cpp.__version__, "variables": [*Settings.model_fields, "config_file"]}), flush=True)
@@ -32,8 +32,15 @@ model = llama_cpp.llama_model_load_from_file(sys.argv[1].encode(), options)
 if not model:
     sys.exit(1)
 words = llama_cpp.llama_model_get_vocab(model)
+
+
+def fact(name):
+    written = ctypes.create_string_buffer(256)
+    return written.value if llama_cpp.llama_model_meta_val_str(model, name, written, len(written)) >= 0 else b""
+
+
 print(json.dumps({
-    "context_tokens": llama_cpp.llama_model_n_ctx_train(model),
+    "context_tokens": int(fact(fact(b"general.architecture") + b".context_length") or 0),
     "has_chat_template": llama_cpp.llama_model_chat_template(model, None) is not None,
     "longest_token": max(
         len(llama_cpp.llama_vocab_get_text(words, number)) for number in range(llama_cpp.llama_vocab_n_tokens(words))
