@@ -26,7 +26,7 @@ from llm_service.settings import LlmSettings
 from mesh.clients.llm import AsyncLLMServiceClient, ChatMessage, Finish, Generation, Piece, Role, Sampling
 from mesh.deadline import Deadline
 from mesh.errors import InvalidRequest, ModelUnusable
-from mesh.generation import FinishReason, ResponseFormat, Tool, ToolChoice, ToolChoiceMode
+from mesh.generation import Ending, FinishReason, ResponseFormat, Tool, ToolChoice, ToolChoiceMode
 from mesh.testing import serve
 from ops.local.layout import CHECKOUT, Layout
 from tests.llamacpp.demo_gguf import write_gguf
@@ -143,7 +143,7 @@ async def test_a_tool_is_called(running: Running) -> None:
     answer = await running.client.complete(request, deadline=Deadline.after(60))
     (call,) = answer.choices[0].tool_calls
     assert (call.name, json.loads(call.arguments).keys()) == ("decide", {"sure", "kind"})
-    assert answer.choices[0].reason is FinishReason.TOOL_CALLS
+    assert answer.choices[0].ending.reason is FinishReason.TOOL_CALLS
 
 
 async def test_a_stop_string_and_a_limit_end_an_answer(running: Running) -> None:
@@ -152,8 +152,9 @@ async def test_a_stop_string_and_a_limit_end_an_answer(running: Running) -> None
     stop = whole.split()[3]
     stopped = await running.client.complete(ask(question, stop=(stop,)), deadline=Deadline.after(60))
     assert stopped.text == whole[: whole.index(stop)]
+    assert stopped.choices[0].ending == Ending(FinishReason.STOP, stop)
     cut = await running.client.complete(ask(question, max_tokens=2), deadline=Deadline.after(60))
-    assert cut.choices[0].reason is FinishReason.LENGTH
+    assert cut.choices[0].ending.reason is FinishReason.LENGTH
     assert cut.usage is not None
     assert cut.usage.completion_tokens == 2
 
