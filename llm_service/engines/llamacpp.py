@@ -167,7 +167,7 @@ class LlamaCppEngine(ChildEngine):
             body["response_format"] = {"type": "json_object", **({"schema": schema} if schema else {})}
         for message in body.get("messages", ()):
             if isinstance(message["content"], list):  # many templates know text alone
-                message["content"] = "\n".join(part["text"] for part in message["content"])
+                message["content"] = "".join(part["text"] for part in message["content"])
         return route, {**_NEUTRAL, **options, **body, "model": self._model.name}
 
     async def _ask(self, request: Generation) -> AsyncGenerator[EngineEvent, None]:

@@ -293,7 +293,7 @@ async def test_texts_in_parts_become_one(make: Make) -> None:
     engine, server = make()
     await engine.start()
     await written(engine, Generation(messages=(Message(Role.USER, parts=("one", "two")),)))
-    assert server.bodies[-1]["messages"] == [{"role": "user", "content": "one\ntwo"}]
+    assert server.bodies[-1]["messages"] == [{"role": "user", "content": "onetwo"}]
 
 
 async def test_a_model_without_a_template_continues_prompts_alone(make: Make) -> None:
