@@ -166,8 +166,9 @@ class LlamaCppEngine(ChildEngine):
             schema = wanted.get("json_schema", {}).get("schema")
             body["response_format"] = {"type": "json_object", **({"schema": schema} if schema else {})}
         for message in body.get("messages", ()):
-            if isinstance(message["content"], list):  # many templates know text alone
-                message["content"] = "".join(part["text"] for part in message["content"])
+            # A text always: the server takes no null, and many templates know no parts.
+            content = message["content"] or ""
+            message["content"] = content if isinstance(content, str) else "".join(part["text"] for part in content)
         return route, {**_NEUTRAL, **options, **body, "model": self._model.name}
 
     async def _ask(self, request: Generation) -> AsyncGenerator[EngineEvent, None]:

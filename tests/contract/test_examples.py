@@ -70,7 +70,7 @@ def test_passages_and_questions_are_embedded_as_such(gateway: RunningGateway, do
         call.arguments for call in gateway.peers.embedder.calls if call.arguments
     )
     assert (passages[1], of_passages.input_type) == ("Title\nBread.", InputType.DOCUMENT)
-    assert (question, of_question.input_type) == (("When?",), InputType.QUERY)
+    assert (list(question), of_question.input_type) == (["When?"], InputType.QUERY)
 
 
 def test_a_failure_is_the_sdks_error(gateway: RunningGateway, document: Path) -> None:
