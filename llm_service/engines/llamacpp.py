@@ -17,6 +17,7 @@ What that server does otherwise than its OpenAI shape says, and what is done abo
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import re
@@ -52,11 +53,12 @@ from llm_service.process import Command, EngineProcess
 from llm_service.settings import LlmSettings
 from llm_service.stops import StopCutter
 from mesh.clock import Clock, monotonic
-from mesh.errors import Internal, Unavailable, WrongState
+from mesh.errors import Internal, MeshError, Unavailable, WrongState
 from mesh.generation import Tool, ToolChoice, ToolChoiceMode
 
 LONGEST_CONTEXT = 8192
 """Unless the settings name one: its whole cache is laid out at the start, and models name contexts of 128 Ki."""
+SIGN_OF_LIFE_SECONDS = 1.0
 _ABILITIES = frozenset({
     Ability.TOOLS, Ability.JSON_OBJECT, Ability.JSON_SCHEMA, Ability.TOP_K, Ability.MIN_P, Ability.REPETITION_PENALTY,
 })  # fmt: skip
@@ -128,6 +130,18 @@ class LlamaCppEngine(ChildEngine):
             return await self._tokens(request.prompt)
         per_chat, per_message = self._template_tokens
         return await self._tokens(_read_aloud(request)) + per_chat + per_message * len(request.messages)
+
+    async def prove(self) -> None:
+        """Show a sign of life; after a request that failed, write. Raises MeshError, and restarts what cannot.
+
+        What an idle engine writes pushes out the conversation that it holds, whose next turn then reads all of it again.
+        """
+        if not self._fruitless:
+            with suppress(MeshError, TimeoutError):
+                async with asyncio.timeout(SIGN_OF_LIFE_SECONDS):
+                    await self._tokens("a")  # behind the lock, like all that computes
+                    return
+        await super().prove()
 
     def version(self) -> str:
         """The version of llama-cpp-python in the engine's environment."""

@@ -36,6 +36,8 @@ class FakeLlamaCpp:
         self.reason = "stop"
         self.refuses: httpx.Response | None = None
         self.breaks_off = False
+        self.counted = 0
+        self.counts_nothing = False
 
     async def spawn(self, command: Command) -> ScriptedChild:
         """Start a child."""
@@ -48,6 +50,9 @@ class FakeLlamaCpp:
             return httpx.Response(200)
         body = json.loads(request.content)
         if request.url.path == "/extras/tokenize/count":
+            self.counted += 1
+            if self.counts_nothing:
+                raise httpx.ReadError("gone", request=request)
             return httpx.Response(200, json={"count": len(body["input"].split())})
         self.bodies.append(body)
         texts = [str(message["content"]) for message in body.get("messages", [])] or [body["prompt"]]
@@ -346,6 +351,24 @@ async def test_what_does_not_fit_is_the_servers_to_say(make: Make) -> None:
     with pytest.raises(Internal) as failed:
         await written(engine, chat("word"))
     assert "alternate" not in failed.value.message
+
+
+async def test_an_idle_engine_keeps_the_conversation_it_holds(make: Make) -> None:
+    """It shows a sign of life and writes nothing; after a failure, or where it shows none, it has to write."""
+    engine, server = make()
+    await engine.start()
+    wrote, counted = len(server.bodies), server.counted
+    await engine.prove()
+    assert (len(server.bodies), server.counted) == (wrote, counted + 1)
+    server.counts_nothing = True
+    await engine.prove()
+    assert len(server.bodies) == wrote + 2
+    server.counts_nothing, server.refuses = False, httpx.Response(500)
+    with pytest.raises(Internal):
+        await written(engine, chat("word"))
+    server.refuses, wrote = None, len(server.bodies)
+    await engine.prove()
+    assert len(server.bodies) == wrote + 2
 
 
 async def test_a_stream_that_breaks_off_is_no_end(make: Make) -> None:
