@@ -134,7 +134,7 @@ class LlamaCppEngine(ChildEngine):
     async def prove(self) -> None:
         """Show a sign of life; after a request that failed, write. Raises MeshError, and restarts what cannot.
 
-        What an idle engine writes pushes out the conversation that it holds, whose next turn then reads all of it again.
+        What an idle engine writes pushes out the conversation that it holds, and the next turn reads all of it again.
         """
         if not self._fruitless:
             with suppress(MeshError, TimeoutError):
