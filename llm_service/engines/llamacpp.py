@@ -11,6 +11,7 @@ What that server does otherwise than its OpenAI shape says, and what is done abo
 - a JSON schema that its grammar cannot express becomes any JSON, in silence. `require_grammar` refuses it first.
 - a tool is called where one is named, by a grammar; whether to call one it cannot decide. Each piece of a call repeats
   the tool's name, and a call that was cut off ends like a whole one.
+- it answers whoever reaches its port, web pages too. It is given a key, which only this process knows.
 - it takes settings from variables such as ``HOST``, ``MODEL`` and ``SEED``. It inherits none that it would read.
 """
 
@@ -92,6 +93,8 @@ class LlamaCppEngine(ChildEngine):
         # Probabilities cost a number for each word of the vocabulary and token of the context: on demand only.
         self.abilities = _ABILITIES | ({Ability.LOGPROBS} if told.logits_all.lower() in _YES else set())
         self._template_tokens = (0, 0)
+        self._key = secrets.token_urlsafe(32)
+        self._client.headers["Authorization"] = f"Bearer {self._key}"
 
     async def _find(self) -> Served:
         settings = self._settings
@@ -166,7 +169,8 @@ class LlamaCppEngine(ChildEngine):
         kept = engine_environment(environ)
         kept = {name: value for name, value in kept.items() if name.lower() not in self._model.variables}
         _, _, number = self._settings.device.partition(":")
-        return {**kept, **({"CUDA_VISIBLE_DEVICES": number} if number else {})}
+        # By a variable: arguments are for all on this machine to read.
+        return {**kept, **({"CUDA_VISIBLE_DEVICES": number} if number else {}), "API_KEY": self._key}
 
     def _asked(self, request: Generation) -> tuple[str, dict[str, Any]]:
         route, body = input_of(request)

@@ -48,6 +48,8 @@ class FakeLlamaCpp:
         """One answer."""
         if request.url.path == "/docs":
             return httpx.Response(200)
+        if request.headers.get("authorization") != f"Bearer {self.commands[-1].environment['API_KEY']}":
+            return httpx.Response(401)
         body = json.loads(request.content)
         if request.url.path == "/extras/tokenize/count":
             self.counted += 1
@@ -87,7 +89,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
 
     def one(*, template: bool = True, **settings: Any) -> tuple[LlamaCppEngine, FakeLlamaCpp]:
         python, server = tmp_path / "python", FakeLlamaCpp()
-        library = {"version": "0.3.36", "variables": ["host", "model", "seed", "config_file"]}
+        library = {"version": "0.3.36", "variables": ["host", "model", "seed", "api_key", "config_file"]}
         seen = {"context_tokens": CONTEXT, "has_chat_template": template, "longest_token": 8}
         python.write_text(f"#!/bin/sh\necho '{json.dumps(library)}'\necho '{json.dumps(seen)}'\n")
         python.chmod(python.stat().st_mode | stat.S_IXUSR)
@@ -130,7 +132,7 @@ async def written(engine: LlamaCppEngine, request: Generation) -> list[Any]:
 
 async def test_the_server_is_started_on_the_file(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reachable from this machine alone, with the model's own template, and deaf to variables that are not its own."""
-    for name in ("HOST", "Seed", "CONFIG_FILE", "PATH"):
+    for name in ("HOST", "Seed", "CONFIG_FILE", "API_KEY", "PATH"):
         monkeypatch.setenv(name, "/bin")
     engine, server = make()
     served = await engine.start()
@@ -145,6 +147,17 @@ async def test_the_server_is_started_on_the_file(make: Make, tmp_path: Path, mon
     assert (value_of(command, "--n_ctx"), value_of(command, "--n_gpu_layers")) == (str(CONTEXT), "-1")
     assert command.environment["PATH"] == "/bin"
     assert not {"HOST", "Seed", "CONFIG_FILE"} & command.environment.keys()
+
+
+async def test_nobody_else_is_answered(make: Make) -> None:
+    """The key is another one for each worker, and stands in no argument, which everybody on the machine can read."""
+    (engine, server), (other, its) = make(), make()
+    await engine.start()
+    await other.start()
+    key = server.commands[0].environment["API_KEY"]
+    assert len(key) > 30
+    assert key != its.commands[0].environment["API_KEY"]
+    assert key not in server.commands[0].arguments
 
 
 async def test_the_gpu_gets_the_layers_that_were_named(make: Make) -> None:
