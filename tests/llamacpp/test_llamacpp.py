@@ -25,7 +25,7 @@ from llm_service.gguf import GgufModel
 from llm_service.settings import LlmSettings
 from mesh.clients.llm import AsyncLLMServiceClient, ChatMessage, Finish, Generation, Piece, Role, Sampling
 from mesh.deadline import Deadline
-from mesh.errors import InvalidRequest, ModelUnusable
+from mesh.errors import InvalidRequest, ModelUnusable, Unavailable
 from mesh.generation import Ending, FinishReason, ResponseFormat, Tool, ToolChoice, ToolChoiceMode
 from mesh.testing import serve
 from ops.local.layout import CHECKOUT, Layout
@@ -81,7 +81,19 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
     engine = LlamaCppEngine(settings)
     async with serve([make_capability(settings, engine)]) as worker:
         async with AsyncLLMServiceClient(worker.target) as client:
+            async with asyncio.timeout(START_SECONDS):
+                while not await serves(client):
+                    await asyncio.sleep(0.2)
             yield Running(client, engine)
+
+
+async def serves(client: AsyncLLMServiceClient) -> bool:
+    """Whether the model is loaded and proved."""
+    try:
+        await client.info()
+    except Unavailable:
+        return False
+    return True
 
 
 def ask(text: str, **sampling: object) -> Generation:
