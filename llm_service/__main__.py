@@ -20,6 +20,10 @@ def make_engine(settings: LlmSettings) -> Engine:
             from llm_service.engines.vllm import VllmEngine
 
             return VllmEngine(settings)
+        case "llamacpp":
+            from llm_service.engines.llamacpp import LlamaCppEngine
+
+            return LlamaCppEngine(settings)
         case "transformers":
             from llm_service.engines.transformers import TransformersEngine
 

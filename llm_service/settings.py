@@ -26,16 +26,18 @@ class LlmSettings(WorkerSettings):
         "demo",
         min_length=1,
         description="demo, a directory with a Hugging Face model, or a name on the hub such as owner/model. With "
-        "LLM_ENGINE=openai, the name of a model that the engine serves.",
+        "LLM_ENGINE=openai, the name of a model that the engine serves; with LLM_ENGINE=llamacpp, a GGUF file below "
+        "LOCAL_MODELS_PATH, which need not be named where it is the only one.",
     )
     model_revision: str = Field("", description="Commit, branch or tag on the hub; empty means its default branch.")
     served_model_name: str = Field("", description="The name that callers use; empty means the model's own.")
     model_aliases: Names = Field((), description="Further names that clients may use, separated by commas.")
 
-    engine: Literal["transformers", "vllm", "openai"] = Field(
+    engine: Literal["transformers", "vllm", "llamacpp", "openai"] = Field(
         "transformers",
         description="transformers: the worker runs `transformers serve`. vllm: it runs vLLM, for many requests at "
-        "once. openai: any OpenAI-compatible server at LLM_ENGINE_URL.",
+        "once. llamacpp: it runs llama.cpp's server on a GGUF file. openai: any OpenAI-compatible server at "
+        "LLM_ENGINE_URL.",
     )
     engine_url: str = Field("", description="Base URL with its /v1, for LLM_ENGINE=openai.")
     engine_api_key: SecretStr = Field(SecretStr(""), description="Bearer token for LLM_ENGINE=openai.")
@@ -44,8 +46,9 @@ class LlmSettings(WorkerSettings):
     )
     engine_arguments: str = Field(
         "",
-        description="Further arguments for vLLM as a shell would read them, for example --tensor-parallel-size 2 "
-        "--enable-auto-tool-choice --tool-call-parser hermes. They stand above the worker's own.",
+        description="Further arguments for vLLM or llama.cpp's server as a shell would read them, for example "
+        "--tensor-parallel-size 2 --enable-auto-tool-choice --tool-call-parser hermes. They stand above the worker's "
+        "own.",
     )
     kv_cache_gib: float = Field(
         0.0,
@@ -54,11 +57,26 @@ class LlmSettings(WorkerSettings):
         description="Memory for vLLM's key-value cache in GiB; 0 means 1 on a CPU, and on CUDA what the weights leave "
         "of the memory that vLLM takes.",
     )
+    local_models_path: Path | None = Field(
+        None,
+        validation_alias="LOCAL_MODELS_PATH",
+        description="Folder of GGUF files, for LLM_ENGINE=llamacpp; by default MESH_MODELS.",
+    )
+    local_model_gpu_layers: int = Field(
+        -1,
+        ge=-1,
+        le=10_000,
+        validation_alias="LOCAL_MODEL_GPU_LAYERS",
+        description="Layers that llama.cpp puts on the GPU; -1 means all. Without a GPU, or a build for it, none are.",
+    )
     device: str = Field("auto", description="Device for the engine: auto, cpu, cuda, cuda:0, …")
     dtype: str = Field("auto", description="Number format of the weights: auto, float32, bfloat16, float16.")
 
     context_tokens: int = Field(
-        0, ge=0, description="Longest prompt and answer together, in tokens; 0 means what the model says."
+        0,
+        ge=0,
+        description="Longest prompt and answer together, in tokens; 0 means what the model says, with "
+        "LLM_ENGINE=llamacpp at most 8192.",
     )
     max_output_tokens: int = Field(
         1024,
@@ -71,7 +89,7 @@ class LlmSettings(WorkerSettings):
         ge=0,
         le=4096,
         description="Requests at the engine at once, each of several answers to one prompt counted; 0 means what the "
-        "engine does well (transformers 1, openai 32, vllm 256).",
+        "engine does well (transformers 1, llamacpp 1, openai 32, vllm 256).",
     )
     max_queued_requests: int = Field(64, ge=0, le=100_000, description="Requests that may wait; more are refused.")
 
@@ -104,7 +122,16 @@ class LlmSettings(WorkerSettings):
     @property
     def demo_path(self) -> Path:
         """Where `ops/demo_llm/train.py` puts the demo model."""
-        return (self.mesh_models or self.mesh_home / "models") / "demo-llm"
+        return self._models / "demo-llm"
+
+    @property
+    def gguf_folder(self) -> Path:
+        """Where GGUF files are looked for."""
+        return self.local_models_path or self._models
+
+    @property
+    def _models(self) -> Path:
+        return self.mesh_models or self.mesh_home / "models"
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

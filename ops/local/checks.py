@@ -18,7 +18,7 @@ from ops.local.failures import OperatorError
 from ops.local.layout import Layout
 from ops.local.models import prepare_models
 from ops.local.processes import end_group
-from ops.local.topology import plan
+from ops.local.topology import ENGINES_APART, plan
 
 WHY_NOT = "MESH_VLLM_WHY_NOT"
 """Tells the tests that need vLLM why they have to do without."""
@@ -56,7 +56,7 @@ PARTS = (
     "contract",
     "frameworks",
     "workers",
-    "vllm",
+    *ENGINES_APART,
     "integration",
     "chaos",
 )
@@ -88,7 +88,7 @@ def all_checks(layout: Layout, stubs: Path) -> tuple[Check, ...]:
         *(_pytest(python, part, f"tests/{part}", "-m", "not workers_env") for part in ("unit", "hop", "contract")),
         _pytest(str(layout.python("frameworks")), "frameworks", "tests/frameworks"),
         _pytest(str(layout.python("workers")), "workers", "-m", "workers_env", *needing_workers(layout.checkout)),
-        _pytest(python, "vllm", "tests/vllm"),
+        *(_pytest(python, engine, f"tests/{engine}") for engine in ENGINES_APART),
         _pytest(python, "integration", "tests/integration"),
         _pytest(python, "chaos", "tests/chaos"),
     )
@@ -108,10 +108,13 @@ def checks(parts: Sequence[str], layout: Layout, console: Console, *, keep_going
     """Run the checks of ``parts`` (all, where empty). Returns 0 when all passed, otherwise 1."""
     installer = Installer(layout, console, os.environ)
     installer.ensure((*mesh_environments(), *test_environments()))
+    if "llamacpp" in parts:
+        # Compiled for minutes: only who names the part gets it; elsewhere its tests say that they skip.
+        installer.ensure((engine_environment("llamacpp"),))
     why_not = without_vllm(parts, installer)
     if why_not:
         console.say(why_not)
-    if not parts or {"vllm", "integration", "chaos"} & set(parts):
+    if not parts or {*ENGINES_APART, "integration", "chaos"} & set(parts):
         prepare_models(layout, plan({}), console, os.environ)
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="mesh-stubs-") as stubs:
@@ -137,7 +140,7 @@ def without_vllm(parts: Sequence[str], installer: Installer) -> str:
     if parts and "vllm" not in parts:
         return ""
     try:
-        installer.ensure((engine_environment(cuda=has_cuda()),))
+        installer.ensure((engine_environment("vllm", cuda=has_cuda()),))
     except OperatorError as error:
         if parts:
             raise

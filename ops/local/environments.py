@@ -73,12 +73,16 @@ def redis_environments(environ: Mapping[str, str]) -> tuple[Environment, ...]:
     return (Environment("gateway", "test", layer="redis", packages=("redis[hiredis]",)),)
 
 
-def engine_environment(*, torch_index_url: str = "", cuda: bool = False) -> Environment:
-    """The environment of vLLM, which is what a `Program.engine` of "vllm" runs in.
+def engine_environment(engine: str, *, torch_index_url: str = "", cuda: bool = False) -> Environment:
+    """The environment that a `Program.engine` of that name runs in: "vllm" or "llamacpp".
 
-    The build of vLLM for CPUs asks for `NOT_NEEDED_BY_VLLM`, which text needs none of and which fit this torch on few
+    llama.cpp comes as source and is compiled, by what ``CMAKE_ARGS`` says where that is set.
+
+    vLLM's build for CPUs asks for `NOT_NEEDED_BY_VLLM`, which text needs none of and which fit this torch on few
     machines. So its file is a lock: pip takes from it what is installed, not from the packages.
     """
+    if engine == "llamacpp":
+        return Environment("llamacpp", "llamacpp", packages=("llama-cpp-python[server]",))
     if cuda:
         return Environment("vllm", "vllm-cuda", packages=("vllm",))
     return Environment("vllm", "vllm", first=(TORCH,), first_index=torch_index_url, locked=True)

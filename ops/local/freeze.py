@@ -9,6 +9,7 @@ from ops.local.console import Console
 from ops.local.environments import engine_environment, mesh_environments, test_environments
 from ops.local.failures import OperatorError
 from ops.local.layout import Layout
+from ops.local.topology import ENGINES_APART
 
 _HEAD = """\
 # Exact versions of the {name} environment. Written by scripts/freeze_constraints.sh from an environment in which the
@@ -31,8 +32,8 @@ def constraints_from(frozen: str, *, tools: tuple[str, ...] = _TOOLS) -> list[st
 
 def freeze(layout: Layout, console: Console) -> int:
     """Write one constraints file per environment from what it holds now. Returns the exit code, always 0."""
-    engine = engine_environment()
-    optional = (engine,) if layout.python(engine.name).exists() else ()
+    engines = [engine_environment(name) for name in ENGINES_APART]
+    optional = [engine for engine in engines if layout.python(engine.name).exists()]
     environments = {each.name: each for each in (*optional, *test_environments(), *mesh_environments())}
     for name, environment in environments.items():
         python = layout.python(name)

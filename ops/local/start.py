@@ -50,7 +50,7 @@ def start(options: StartOptions, layout: Layout, console: Console, environ: Mapp
         choose_mode(options.mode, console)
         refuse_taken(topology.listeners)
         engines = [
-            engine_environment(torch_index_url=options.torch_index_url, cuda=has_cuda())
+            engine_environment(program.engine, torch_index_url=options.torch_index_url, cuda=has_cuda())
             for program in topology.programs
             if program.engine
         ]

@@ -37,9 +37,16 @@ HOPS_OF = {worker.name: worker.hops for worker in WORKERS}
 """The hops behind each worker's process."""
 
 
-MODEL_VARIABLES = ("EMBEDDING_MODEL", "RERANKING_MODEL", "LLM_MODEL", "EMBEDDING_ONNX_DIR", "RERANKING_ONNX_DIR")
+MODEL_VARIABLES = (
+    "EMBEDDING_MODEL",
+    "RERANKING_MODEL",
+    "LLM_MODEL",
+    "LOCAL_MODELS_PATH",
+    "EMBEDDING_ONNX_DIR",
+    "RERANKING_ONNX_DIR",
+)
 
-ENGINES_APART = ("vllm",)
+ENGINES_APART = ("vllm", "llamacpp")
 """Engines of the LLM worker that have an environment of their own."""
 
 

@@ -52,6 +52,29 @@ def test_where_the_demo_model_is(monkeypatch: pytest.MonkeyPatch, variables: dic
     assert load(monkeypatch, **variables).demo_path == Path(path)
 
 
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({}, "var/models"),
+        ({"MESH_MODELS": "/models"}, "/models"),
+        ({"MESH_MODELS": "/models", "LOCAL_MODELS_PATH": "/gguf"}, "/gguf"),
+    ],
+)
+def test_where_gguf_files_are(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], folder: str) -> None:
+    """In a folder of their own where one is named, otherwise among the other models."""
+    for name in ("MESH_HOME", "MESH_MODELS", "LOCAL_MODELS_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    assert load(monkeypatch, **variables).gguf_folder == Path(folder)
+
+
+def test_layers_for_the_gpu_are_a_number_or_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """-1 means all of them; less than that means nothing."""
+    assert load(monkeypatch).local_model_gpu_layers == -1
+    assert load(monkeypatch, LOCAL_MODEL_GPU_LAYERS="20").local_model_gpu_layers == 20
+    with pytest.raises(SettingsError, match="LOCAL_MODEL_GPU_LAYERS"):
+        load(monkeypatch, LOCAL_MODEL_GPU_LAYERS="-2")
+
+
 def test_a_misspelt_variable_names_the_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """LLM_MODLE stops the start and names LLM_MODEL."""
     with pytest.raises(SettingsError, match=r"LLM_MODEL\b"):

@@ -83,7 +83,7 @@ def test_redis_comes_only_where_it_is_chosen() -> None:
 
 def test_every_environment_is_pinned() -> None:
     """Each names a constraints file that exists and holds exact versions, none of them torch for the gateway."""
-    engines = (engine_environment(), engine_environment(cuda=True))
+    engines = (engine_environment("vllm"), engine_environment("vllm", cuda=True), engine_environment("llamacpp"))
     for environment in (*mesh_environments(), *environments_for_tests(), *engines):
         lines = (CHECKOUT / "ops" / "constraints" / f"{environment.constraints}.txt").read_text().splitlines()
         pins = [line for line in lines if line and not line.startswith("#")]
@@ -94,7 +94,7 @@ def test_every_environment_is_pinned() -> None:
 
 def test_vllm_gets_the_workers_torch_from_the_same_index() -> None:
     """Its build for CPUs is made for exactly that one, and the lock says the same."""
-    environment = engine_environment(torch_index_url="https://index.example/cpu")
+    environment = engine_environment("vllm", torch_index_url="https://index.example/cpu")
     assert (environment.first, environment.first_index) == ((TORCH,), "https://index.example/cpu")
     assert TORCH in (CHECKOUT / "ops" / "constraints" / "vllm.txt").read_text().splitlines()
 
@@ -116,7 +116,7 @@ class DryInstaller(Installer):
 def test_a_lock_is_installed_as_it_stands(tmp_path: Path) -> None:
     """First torch, from its index; then what the lock lists, whatever the packages ask for; and all that but once."""
     installer = DryInstaller(tmp_path)
-    environment = engine_environment(torch_index_url="https://index.example/cpu")
+    environment = engine_environment("vllm", torch_index_url="https://index.example/cpu")
     lock = str(CHECKOUT / "ops" / "constraints" / "vllm.txt")
     pip = ["vllm/bin/python", "-m", "pip", "install", "--constraint", lock]
     assert installer.ensure((environment,))
@@ -150,8 +150,16 @@ def test_a_machine_with_a_gpu_gets_the_build_for_it(tmp_path: Path) -> None:
     assert not has_cuda(tmp_path / "version")
     (tmp_path / "version").touch()
     assert has_cuda(tmp_path / "version")
-    assert engine_environment(cuda=True).packages == ("vllm",)
-    assert engine_environment(cuda=True).first == ()
+    assert engine_environment("vllm", cuda=True).packages == ("vllm",)
+    assert engine_environment("vllm", cuda=True).first == ()
+
+
+def test_llamacpp_brings_its_server_and_no_torch() -> None:
+    """One environment for every machine: what its compiler makes of it is the machine's affair."""
+    for cuda in (False, True):
+        environment = engine_environment("llamacpp", cuda=cuda)
+        assert (environment.name, environment.packages) == ("llamacpp", ("llama-cpp-python[server]",))
+        assert (environment.first, environment.locked) == ((), False)
 
 
 def _install_until(file: Path, end: BaseException) -> None:

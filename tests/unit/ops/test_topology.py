@@ -82,11 +82,12 @@ def test_a_wildcard_is_reached_over_loopback(host: str, address: str) -> None:
         ({}, ""),
         ({"LLM_ENGINE": "transformers"}, ""),
         ({"LLM_ENGINE": "vllm"}, "vllm"),
+        ({"LLM_ENGINE": "llamacpp"}, "llamacpp"),
         ({"LLM_ENGINE": "vllm", "LLM_ENGINE_PYTHON": "/opt/vllm/bin/python"}, ""),
     ],
 )
-def test_vllm_has_an_environment_of_its_own(environ: dict[str, str], engine: str) -> None:
-    """It is made when vLLM is asked for and nobody brings one along; no other process gets one."""
+def test_some_engines_have_an_environment_of_their_own(environ: dict[str, str], engine: str) -> None:
+    """It is made when the engine is asked for and nobody brings one along; no other process gets one."""
     engines = {program.name: program.engine for program in plan(environ).programs}
     assert engines.pop("llm") == engine
     assert not any(engines.values())
