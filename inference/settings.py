@@ -33,8 +33,8 @@ class ModelWorkerSettings(WorkerSettings):
     )
     engine: str = Field(
         "auto",
-        description="auto chooses the fastest faithful one; amx-bf16, onnxruntime, onnxruntime-int8 (an export), "
-        "torch, torch-bf16 or torch-fp16 pins it.",
+        description="auto chooses the fastest faithful one; amx-bf16, amx-bf16x3, onnxruntime, onnxruntime-int8 (an "
+        "export), torch, torch-bf16 or torch-fp16 pins it.",
     )
     device: str = Field("auto", description="auto, cpu or cuda:0.")
     threads: int = Field(

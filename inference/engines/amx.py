@@ -1,6 +1,9 @@
-"""The AMX engine: BERT encoders in C for CPUs with tile instructions, in bfloat16, without padding and without torch.
+"""The AMX engine: BERT encoders in C for CPUs with tile instructions, without padding and without torch.
 
-A batch is cut into chunks of about 256 tokens, whose values stay in a core's cache from the first layer to the last.
+Products are of bfloat16 numbers, or, where that is not exact enough, of pairs of them: three times the products, and
+nearly float32's results.
+
+A batch is cut into chunks of about 320 tokens, whose values stay in a core's cache from the first layer to the last.
 Each thread takes the next chunk when it is done with one: none waits for another within the model, so that a core
 which the gateway needs for a moment delays one chunk and not every operator.
 """
@@ -34,13 +37,14 @@ SOURCE = CSource(
     (
         "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma", "-mamx-tile", "-mamx-bf16",
     ),
+    included=(Path(__file__).with_name("bert_numbers.h"),),
 )  # fmt: skip
 CPU_FLAGS = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "fma", "amx_tile", "amx_bf16"})
 """What /proc/cpuinfo has to list."""
 _BLOCK = 32
 """Widths are multiples of it: the engine computes 32 × 32 numbers at a time."""
-_CHUNK_TOKENS = 256
-"""The values of so many tokens, 1.6 MB with 384 dimensions, and the weights in use fit a core's second-level cache."""
+_CHUNK_TOKENS = 320
+"""The values of so many tokens, 2 MB with 384 dimensions, and the weights in use fit a core's second-level cache."""
 _ALIGNMENT = 64
 _START_SECONDS = 10.0
 
@@ -83,7 +87,7 @@ class _Layer(ctypes.Structure):
 
 class _Model(ctypes.Structure):
     _fields_: ClassVar[_FieldList] = [
-        *((name, ctypes.c_int32) for name in ("layers", "hidden", "heads", "inner")),
+        *((name, ctypes.c_int32) for name in ("layers", "hidden", "heads", "inner", "planes")),
         ("epsilon", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("words", "positions", "types", "norm_weight", "norm_bias", "layer")),
     ]
@@ -97,11 +101,12 @@ class _Batch(ctypes.Structure):
 
 
 class AmxEngine:
-    """A BERT encoder in bfloat16 on CPU cores with AMX.
+    """A BERT encoder on CPU cores with AMX.
 
     Args:
         models_dir: where the compiled library is kept.
         threads: that take chunks of a batch.
+        exact: compute with pairs of bfloat16 numbers.
 
     Raises:
         CannotCompile: there is no compiler, or it knows no AMX.
@@ -109,7 +114,9 @@ class AmxEngine:
         OSError: the CPU has no AMX, or the kernel does not let this process use it.
     """
 
-    def __init__(self, model: ResolvedModel, head: Head, *, models_dir: Path, threads: int) -> None:
+    def __init__(
+        self, model: ResolvedModel, head: Head, *, models_dir: Path, threads: int, exact: bool = False
+    ) -> None:
         config = bert_config(model)
         if config is None or not _fits(config):
             raise ValueError(f"{model.name} is no BERT whose widths are multiples of {_BLOCK}")
@@ -117,13 +124,14 @@ class AmxEngine:
             raise OSError("this CPU lacks " + ", ".join(sorted(CPU_FLAGS - machine.cpu_flags())))
         self._library = _Library(SOURCE.built(models_dir))
         self._head = head
-        self._weights = _Weights(model, config, self._library)
+        self._weights = _Weights(model, config, self._library, planes=2 if exact else 1)
         self._rooms = [_Room(self._library, self._weights) for _ in range(max(1, threads))]
         self._threads = len(self._rooms)
         self._classifier = _Classifier(self._weights) if head is Head.LOGITS else None
         self._weights.forget_files()
         self._helpers = _started(len(self._rooms) - 1) if len(self._rooms) > 1 else None
-        self.traits = EngineTraits(name="amx-bf16", precision="bfloat16", device="cpu")
+        name, precision = ("amx-bf16x3", "bfloat16x3") if exact else ("amx-bf16", "bfloat16")
+        self.traits = EngineTraits(name=name, precision=precision, device="cpu")
 
     def run(self, batch: PaddedBatch) -> FloatArray:
         """See Engine."""
@@ -222,7 +230,7 @@ class _Library:
     def __init__(self, file: Path) -> None:
         loaded = ctypes.CDLL(str(file))
         self.pack = loaded.bert_pack
-        self.pack.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p]
+        self.pack.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p]
         self.pack.restype = None
         self.room = loaded.bert_room
         self.room.argtypes = [ctypes.POINTER(_Model), ctypes.c_int32, ctypes.c_int32]
@@ -277,10 +285,11 @@ class _Weights:
     They are found by their published names, with or without the ``bert.`` that a head puts before them.
     """
 
-    def __init__(self, model: ResolvedModel, config: BertConfig, library: _Library) -> None:
+    def __init__(self, model: ResolvedModel, config: BertConfig, library: _Library, *, planes: int) -> None:
         from safetensors.numpy import load_file
 
         self.config = config
+        self._planes = planes
         self._library = library
         self._found: dict[str, NDArray[Any]] = {}
         for file in weights.weight_files(model.path, name=model.name):
@@ -288,14 +297,15 @@ class _Weights:
         self._prefix = "bert." if "bert.embeddings.word_embeddings.weight" in self._found else ""
         # One array for all products in the order of their use: the library fetches the next one's weights ahead.
         hidden = config.hidden
-        self._products = _aligned(config.layers * (4 * hidden * hidden + 2 * hidden * config.inner), np.uint16)
+        numbers = config.layers * (4 * hidden * hidden + 2 * hidden * config.inner)
+        self._products = _aligned(planes * numbers, np.uint16)
         self._used = 0
         self._kept: list[NDArray[Any]] = []
         tables = [f"embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type")]
         self._rows = [len(self._tensor(name)) for name in tables]
         layers = (_Layer * config.layers)(*(self._layer(f"encoder.layer.{index}") for index in range(config.layers)))
         self.model = _Model(
-            config.layers, hidden, config.heads, config.inner, config.epsilon,
+            config.layers, hidden, config.heads, config.inner, planes, config.epsilon,
             *(self._plain(name, shape=(rows, hidden)) for name, rows in zip(tables, self._rows, strict=True)),
             self._plain("embeddings.LayerNorm.weight", shape=(hidden,)),
             self._plain("embeddings.LayerNorm.bias", shape=(hidden,)),
@@ -347,9 +357,9 @@ class _Weights:
     def _product(self, *names: str, outputs: int, inputs: int) -> int:
         """The address of one product's weights, whose outputs follow each other."""
         tensor = self._shaped(*(f"{name}.weight" for name in names), shape=(outputs, inputs))
-        packed = self._products[self._used : self._used + tensor.size]
-        self._used += tensor.size
-        self._library.pack(tensor.ctypes.data, outputs, inputs, packed.ctypes.data)
+        packed = self._products[self._used : self._used + self._planes * tensor.size]
+        self._used += packed.size
+        self._library.pack(tensor.ctypes.data, outputs, inputs, self._planes, packed.ctypes.data)
         return int(packed.ctypes.data)
 
     def _layer(self, name: str) -> _Layer:

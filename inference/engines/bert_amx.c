@@ -1,18 +1,17 @@
 /* A BERT encoder for CPUs with AMX: bfloat16 products, float32 sums, and no padding between the texts of a batch.
  *
+ * With two planes every number of a product is kept as the sum of two bfloat16 numbers, which is float32 but for its last
+ * bits, and a product is three: high · high, high · low and low · high. With one plane the low parts are left out.
+ *
  * Tokens of all texts lie end to end and go through the whole model in chunks that stay in the caches. What follows a
  * product (bias, GELU, residual) is done while the next block's product runs, so that the tile unit and the vector
  * unit work side by side. Attention sees each text alone. inference/engines/amx.py is the only caller and mirrors the
  * three structs below.
  */
-#include <immintrin.h>
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-typedef uint16_t bf16;
+#include "bert_numbers.h"
 
 typedef struct {
     const float *qkv_bias, *out_bias, *up_bias, *down_bias;
@@ -22,6 +21,7 @@ typedef struct {
 
 typedef struct {
     int32_t layers, hidden, heads, inner; /* hidden / heads and inner are multiples of 32 */
+    int32_t planes;                       /* 1 or 2 */
     float epsilon;
     const float *words, *positions, *types, *norm_weight, *norm_bias;
     const Layer *layer;
@@ -38,7 +38,6 @@ typedef struct {
 } Batch;
 
 enum { ROWS = 32, KEYS = 32 };
-#define INLINE static inline __attribute__((always_inline))
 
 /* 0 once the kernel lets this process use the tile unit. */
 int bert_allow_amx(void) {
@@ -64,97 +63,90 @@ static void configure_tiles(void) {
     _tile_loadconfig(&config);
 }
 
-INLINE bf16 rounded(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    return (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-/* weight (outputs, inputs), row-major → tiles of 32 inputs × 16 outputs, two inputs side by side. */
-void bert_pack(const float *weight, int32_t outputs, int32_t inputs, bf16 *packed) {
+/* weight (outputs, inputs), row-major → for every 32 outputs their planes one after the other, each in tiles of
+ * 32 inputs × 16 outputs, two inputs side by side. */
+void bert_pack(const float *weight, int32_t outputs, int32_t inputs, int32_t planes, bf16 *packed) {
     for (int n = 0; n < outputs; n += 32)
-        for (int k = 0; k < inputs; k += 32)
-            for (int half = 0; half < 2; half++)
-                for (int pair = 0; pair < 16; pair++)
-                    for (int column = 0; column < 16; column++)
-                        for (int i = 0; i < 2; i++)
-                            *packed++ = rounded(weight[(int64_t)(n + 16 * half + column) * inputs + k + 2 * pair + i]);
-}
-
-INLINE void store_bf16(bf16 *to, __m512 low, __m512 high) {
-    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
-}
-
-/* x Φ(x). Φ is an odd polynomial, fitted so that the product is within 5e-5 on [-4, 4], and constant beyond, where the
- * error is 4e-5 of x. */
-INLINE __m512 gelu(__m512 x) {
-    static const float factor[] = {3.98673384e-1f,  -6.58878329e-2f, 9.50539244e-3f, -1.00648874e-3f,
-                                   7.48547969e-5f,  -3.65711259e-6f, 1.04195200e-7f, -1.30128035e-9f};
-    const __m512 bound = _mm512_set1_ps(4.0f);
-    const __m512 t = _mm512_max_ps(_mm512_min_ps(x, bound), _mm512_sub_ps(_mm512_setzero_ps(), bound));
-    const __m512 square = _mm512_mul_ps(t, t);
-    __m512 sum = _mm512_set1_ps(factor[7]);
-    for (int i = 6; i >= 0; i--) sum = _mm512_fmadd_ps(sum, square, _mm512_set1_ps(factor[i]));
-    return _mm512_mul_ps(x, _mm512_fmadd_ps(t, sum, _mm512_set1_ps(0.5f)));
-}
-
-/* 2^x for x ≤ 0, to 6e-5 of its value. */
-INLINE __m512 power_of_two(__m512 x) {
-    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 part = _mm512_sub_ps(x, whole);
-    __m512 sum = _mm512_set1_ps(9.6181291e-3f);
-    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(5.5504109e-2f));
-    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(2.4022651e-1f));
-    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(6.9314718e-1f));
-    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(sum, whole);
+        for (int plane = 0; plane < planes; plane++)
+            for (int k = 0; k < inputs; k += 32)
+                for (int half = 0; half < 2; half++)
+                    for (int pair = 0; pair < 16; pair++)
+                        for (int column = 0; column < 16; column++)
+                            for (int i = 0; i < 2; i++) {
+                                const float value =
+                                    weight[(int64_t)(n + 16 * half + column) * inputs + k + 2 * pair + i];
+                                *packed++ = rounded(plane ? value - widened(rounded(value)) : value);
+                            }
 }
 
 typedef enum { PLAIN, GELU, RESIDUAL } After;
 
-INLINE void finish_row(const float *sums, int row, const float *bias, void *to, int64_t width, After after) {
+/* Where a product goes: float32 `values` that it is added to, or `numbers`. */
+typedef struct {
+    float *values;
+    Numbers numbers;
+} Target;
+
+INLINE void finish_row(const float *sums, int row, const float *bias, Target to, int64_t width, After after) {
     const __m512 low = _mm512_add_ps(_mm512_load_ps(sums + row * 32), _mm512_loadu_ps(bias));
     const __m512 high = _mm512_add_ps(_mm512_load_ps(sums + row * 32 + 16), _mm512_loadu_ps(bias + 16));
     if (after == RESIDUAL) {
-        float *values = (float *)to + row * width;
+        float *values = to.values + row * width;
         _mm512_storeu_ps(values, _mm512_add_ps(low, _mm512_loadu_ps(values)));
         _mm512_storeu_ps(values + 16, _mm512_add_ps(high, _mm512_loadu_ps(values + 16)));
     } else if (after == GELU) {
-        store_bf16((bf16 *)to + row * width, gelu(low), gelu(high));
+        const int exact = to.numbers.low != 0;
+        store(from_number(to.numbers, row * width), exact ? exact_gelu(low) : gelu(low),
+              exact ? exact_gelu(high) : gelu(high));
     } else {
-        store_bf16((bf16 *)to + row * width, low, high);
+        store(from_number(to.numbers, row * width), low, high);
     }
+}
+
+INLINE void add_tiles(void) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
 }
 
 /* to[rows, outputs] = after(from[rows, inputs] · weightᵀ + bias), 32 rows × 32 outputs at a time: `from` and `to` have
  * room for whole blocks. RESIDUAL adds to float32; the others write bfloat16. */
-INLINE void product(const bf16 *from, int rows, int inputs, const bf16 *weight, const float *bias, int outputs,
-                    void *to, After after) {
+INLINE void product(Numbers from, int rows, int inputs, const bf16 *weight, const float *bias, int outputs, Target to,
+                    After after) {
     float sums[2][ROWS * 32] __attribute__((aligned(64)));
-    const int steps = inputs / 32, size = after == RESIDUAL ? 4 : 2;
-    const int rounds = (rows + ROWS - 1) / ROWS * steps, lines = (inputs + rounds - 1) / rounds;
-    char *unfinished = NULL;
+    const int planes = from.low ? 2 : 1, steps = inputs / 32;
+    const int rounds = (rows + ROWS - 1) / ROWS * steps, lines = (planes * inputs + rounds - 1) / rounds;
+    Target unfinished = {0};
     const float *unfinished_bias = NULL;
     int turn = 0;
     STORED();
     for (int n = 0; n < outputs; n += 32) {
+        const Numbers block = {(bf16 *)weight + (int64_t)n * planes * inputs, from.low ? 32 * (int64_t)inputs : 0};
         /* The weights of the next 32 outputs, or of the next product: the processor does not foresee tile loads. */
-        const char *coming = (const char *)(weight + (int64_t)(n + 32) * inputs);
+        const char *coming = (const char *)(block.at + 32 * (int64_t)planes * inputs);
         for (int m = 0; m < rows; m += ROWS) {
-            const bf16 *a = from + (int64_t)m * inputs, *b = weight + (int64_t)n * inputs;
             int done = 0;
             _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
             for (int step = 0; step < steps; step++) {
-                _tile_loadd(4, a + step * 32, inputs * 2);
-                _tile_loadd(6, b + step * 1024, 64);
-                _tile_loadd(7, b + step * 1024 + 512, 64);
-                _tile_loadd(5, a + step * 32 + 16 * (int64_t)inputs, inputs * 2);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(1, 4, 7);
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
+                const bf16 *a = from.at + (int64_t)m * inputs + step * 32, *b = block.at + step * 1024;
+                const int64_t below = 16 * (int64_t)inputs;
+                /* Low parts first and last: each tile is loaded once but those of `from`, which stay for two parts. */
+                _tile_loadd(4, a, inputs * 2);
+                _tile_loadd(6, b + block.low, 64);
+                _tile_loadd(7, b + block.low + 512, 64);
+                _tile_loadd(5, a + below, inputs * 2);
+                add_tiles();
+                if (from.low) {
+                    _tile_loadd(6, b, 64);
+                    _tile_loadd(7, b + 512, 64);
+                    add_tiles();
+                    _tile_loadd(4, a + from.low, inputs * 2);
+                    _tile_loadd(5, a + from.low + below, inputs * 2);
+                    add_tiles();
+                }
                 for (int line = 0; line < lines; line++, coming += 64) _mm_prefetch(coming, _MM_HINT_T1);
-                if (unfinished)
+                if (unfinished_bias)
                     for (int until = ROWS * (step + 1) / steps; done < until; done++)
                         finish_row(sums[turn ^ 1], done, unfinished_bias, unfinished, outputs, after);
             }
@@ -162,28 +154,35 @@ INLINE void product(const bf16 *from, int rows, int inputs, const bf16 *weight, 
             _tile_stored(1, sums[turn] + 16, 128);
             _tile_stored(2, sums[turn] + 16 * 32, 128);
             _tile_stored(3, sums[turn] + 16 * 32 + 16, 128);
-            unfinished = (char *)to + ((int64_t)m * outputs + n) * size;
+            const int64_t corner = (int64_t)m * outputs + n;
+            unfinished = (Target){to.values + (to.values ? corner : 0), from_number(to.numbers, corner)};
             unfinished_bias = bias + n;
             turn ^= 1;
         }
     }
-    for (int row = 0; unfinished && row < ROWS; row++)
+    for (int row = 0; unfinished_bias && row < ROWS; row++)
         finish_row(sums[turn ^ 1], row, unfinished_bias, unfinished, outputs, after);
 }
 
-#define PRODUCT(name, written, after) \
-    static void name(const bf16 *from, int rows, int inputs, const bf16 *weight, const float *bias, int outputs, \
-                     written *to) { \
-        product(from, rows, inputs, weight, bias, outputs, to, after); \
+/* Each once with one plane and once with two, so that neither pays for the other. */
+#define PRODUCT(name, after) \
+    static void name(Numbers from, int rows, int inputs, const bf16 *weight, const float *bias, int outputs, \
+                     Target to) { \
+        if (from.low) { \
+            product(from, rows, inputs, weight, bias, outputs, to, after); \
+        } else { \
+            from.low = to.numbers.low = 0; \
+            product(from, rows, inputs, weight, bias, outputs, to, after); \
+        } \
     }
-PRODUCT(project, bf16, PLAIN)
-PRODUCT(widen, bf16, GELU)
-PRODUCT(add_product, float, RESIDUAL)
+PRODUCT(project, PLAIN)
+PRODUCT(widen, GELU)
+PRODUCT(add_product, RESIDUAL)
 
 /* Normalises each row of `values` in place, and writes it once more in bfloat16. */
-static void normalise(float *values, bf16 *copy, int rows, int width, const float *weight, const float *bias,
+static void normalise(float *values, Numbers copy, int rows, int width, const float *weight, const float *bias,
                       float epsilon) {
-    for (int row = 0; row < rows; row++, values += width, copy += width) {
+    for (int row = 0; row < rows; row++, values += width, copy.at += width) {
         __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
         for (int i = 0; i < width; i += 16) sum = _mm512_add_ps(sum, _mm512_loadu_ps(values + i));
         const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)width);
@@ -200,7 +199,7 @@ static void normalise(float *values, bf16 *copy, int rows, int width, const floa
                 part[half] = _mm512_fmadd_ps(scaled, _mm512_loadu_ps(weight + at), _mm512_loadu_ps(bias + at));
                 _mm512_storeu_ps(values + at, part[half]);
             }
-            store_bf16(copy + i, part[0], part[1]);
+            store(from_number(copy, i), part[0], part[1]);
         }
     }
 }
@@ -248,7 +247,7 @@ INLINE void pair_values(const bf16 *values, int64_t stride, int length, int deep
 INLINE __mmask16 lanes(int left) { return left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1); }
 
 /* shares = exp(scores - the largest), in bfloat16, zero from `length` to the next multiple of 32; returns their sum. */
-INLINE float soften(const float *scores, bf16 *shares, int length, __m512 scale) {
+INLINE float soften(const float *scores, Numbers shares, int length, __m512 scale) {
     const __m512 least = _mm512_set1_ps(-INFINITY);
     __m512 most = least, sum = _mm512_setzero_ps();
     for (int i = 0; i < length; i += 16)
@@ -259,10 +258,10 @@ INLINE float soften(const float *scores, bf16 *shares, int length, __m512 scale)
         for (int half = 0; half < 2 && i + 16 * half < length; half++) {
             const __mmask16 real = lanes(length - i - 16 * half);
             const __m512 score = _mm512_maskz_loadu_ps(real, scores + i + 16 * half);
-            part[half] = _mm512_maskz_mov_ps(real, power_of_two(_mm512_fmsub_ps(score, scale, top)));
+            part[half] = _mm512_maskz_mov_ps(real, power_of_two(_mm512_fmsub_ps(score, scale, top), shares.low != 0));
             sum = _mm512_add_ps(sum, part[half]);
         }
-        store_bf16(shares + i, part[0], part[1]);
+        store(from_number(shares, i), part[0], part[1]);
     }
     return _mm512_reduce_add_ps(sum);
 }
@@ -270,71 +269,90 @@ INLINE float soften(const float *scores, bf16 *shares, int length, __m512 scale)
 /* A thread's memory. */
 typedef struct {
     float *values, *scores;
-    bf16 *copy, *attended, *broad, *keys, *paired, *shares;
+    Numbers copy, attended, broad, keys, paired, shares;
 } Room;
 
 /* One head of one text: to[length, size] = softmax(Q Kᵀ) V. */
-static void attend(const bf16 *qkv, int length, int hidden, int size, bf16 *to, const Room *room) {
+INLINE void attend_by(Numbers qkv, int length, int hidden, int size, Numbers to, const Room *room) {
     const int64_t stride = 3 * (int64_t)hidden;
-    const int padded = (length + KEYS - 1) / KEYS * KEYS, deep = size / 32;
+    const int padded = (length + KEYS - 1) / KEYS * KEYS, deep = size / 32, planes = qkv.low ? 2 : 1;
     const __m512 scale = _mm512_set1_ps(1.4426950408889634f / sqrtf((float)size));
-    for (int key = 0; key < length; key += 16)
-        for (int d = 0; d < deep; d++)
-            turn_keys(qkv + hidden + key * stride + 32 * d, stride, length - key,
-                      (uint32_t *)(room->keys + ((int64_t)key / 16 * deep + d) * 512));
-    pair_values(qkv + 2 * hidden, stride, length, deep, room->paired);
+    const Numbers keys = {room->keys.at, qkv.low ? room->keys.low : 0};
+    const Numbers values = {room->paired.at, qkv.low ? room->paired.low : 0};
+    const Numbers shares = {room->shares.at, qkv.low ? room->shares.low : 0};
+    for (int plane = 0; plane < planes; plane++) {
+        const bf16 *from = qkv.at + plane * qkv.low;
+        for (int key = 0; key < length; key += 16)
+            for (int d = 0; d < deep; d++)
+                turn_keys(from + hidden + key * stride + 32 * d, stride, length - key,
+                          (uint32_t *)(keys.at + plane * keys.low + ((int64_t)key / 16 * deep + d) * 512));
+        pair_values(from + 2 * hidden, stride, length, deep, values.at + plane * values.low);
+    }
     STORED();
     for (int query = 0; query < length; query += 16) {
         const int rows = length - query < 16 ? length - query : 16;
         float total[16];
         for (int key = 0; key < length; key += 16) {
             _tile_zero(0);
-            for (int d = 0; d < deep; d++) {
-                _tile_loadd(4, qkv + query * stride + 32 * d, stride * 2);
-                _tile_loadd(6, room->keys + ((int64_t)key / 16 * deep + d) * 512, 64);
-                _tile_dpbf16ps(0, 4, 6);
-            }
+            for (int part = 0; part < parts(qkv); part++)
+                for (int d = 0; d < deep; d++) {
+                    _tile_loadd(4, left(qkv, part) + query * stride + 32 * d, stride * 2);
+                    _tile_loadd(6, right(keys, part) + ((int64_t)key / 16 * deep + d) * 512, 64);
+                    _tile_dpbf16ps(0, 4, 6);
+                }
             _tile_stored(0, room->scores + key, padded * 4);
         }
         for (int row = 0; row < rows; row++)
-            total[row] = soften(room->scores + (int64_t)row * padded, room->shares + (int64_t)row * padded, length, scale);
+            total[row] = soften(room->scores + (int64_t)row * padded, from_number(shares, (int64_t)row * padded), length,
+                                scale);
         STORED();
         for (int d = 0; d < deep; d++) {
             float sums[16 * 32] __attribute__((aligned(64)));
             _tile_zero(1); _tile_zero(2);
-            for (int key = 0; key < length; key += 32) {
-                const bf16 *tiles = room->paired + ((int64_t)key / 32 * deep + d) * 1024;
-                _tile_loadd(4, room->shares + key, padded * 2);
-                _tile_loadd(6, tiles, 64);
-                _tile_loadd(7, tiles + 512, 64);
-                _tile_dpbf16ps(1, 4, 6);
-                _tile_dpbf16ps(2, 4, 7);
-            }
+            for (int part = 0; part < parts(qkv); part++)
+                for (int key = 0; key < length; key += 32) {
+                    const bf16 *tiles = right(values, part) + ((int64_t)key / 32 * deep + d) * 1024;
+                    _tile_loadd(4, left(shares, part) + key, padded * 2);
+                    _tile_loadd(6, tiles, 64);
+                    _tile_loadd(7, tiles + 512, 64);
+                    _tile_dpbf16ps(1, 4, 6);
+                    _tile_dpbf16ps(2, 4, 7);
+                }
             _tile_stored(1, sums, 128);
             _tile_stored(2, sums + 16, 128);
             for (int row = 0; row < rows; row++) {
                 const __m512 share = _mm512_set1_ps(1.0f / total[row]);
-                store_bf16(to + (int64_t)(query + row) * hidden + 32 * d,
-                           _mm512_mul_ps(_mm512_load_ps(sums + row * 32), share),
-                           _mm512_mul_ps(_mm512_load_ps(sums + row * 32 + 16), share));
+                store(from_number(to, (int64_t)(query + row) * hidden + 32 * d),
+                      _mm512_mul_ps(_mm512_load_ps(sums + row * 32), share),
+                      _mm512_mul_ps(_mm512_load_ps(sums + row * 32 + 16), share));
             }
         }
+    }
+}
+
+static void attend(Numbers qkv, int length, int hidden, int size, Numbers to, const Room *room) {
+    if (qkv.low) {
+        attend_by(qkv, length, hidden, size, to, room);
+    } else {
+        qkv.low = to.low = 0;
+        attend_by(qkv, length, hidden, size, to, room);
     }
 }
 
 static void run_layer(const Model *model, const Layer *layer, const int32_t *lengths, int texts, int rows,
                       const Room *room) {
     const int hidden = model->hidden, size = hidden / model->heads;
-    project(room->copy, rows, hidden, layer->qkv, layer->qkv_bias, 3 * hidden, room->broad);
+    const Target values = {.values = room->values}, broad = {.numbers = room->broad};
+    project(room->copy, rows, hidden, layer->qkv, layer->qkv_bias, 3 * hidden, broad);
     for (int text = 0, at = 0; text < texts; at += lengths[text++])
         for (int head = 0; head < model->heads; head++)
-            attend(room->broad + (int64_t)at * 3 * hidden + head * size, lengths[text], hidden, size,
-                   room->attended + (int64_t)at * hidden + head * size, room);
-    add_product(room->attended, rows, hidden, layer->out, layer->out_bias, hidden, room->values);
+            attend(from_number(room->broad, (int64_t)at * 3 * hidden + head * size), lengths[text], hidden, size,
+                   from_number(room->attended, (int64_t)at * hidden + head * size), room);
+    add_product(room->attended, rows, hidden, layer->out, layer->out_bias, hidden, values);
     normalise(room->values, room->copy, rows, hidden, layer->attention_norm_weight, layer->attention_norm_bias,
               model->epsilon);
-    widen(room->copy, rows, hidden, layer->up, layer->up_bias, model->inner, room->broad);
-    add_product(room->broad, rows, model->inner, layer->down, layer->down_bias, hidden, room->values);
+    widen(room->copy, rows, hidden, layer->up, layer->up_bias, model->inner, broad);
+    add_product(room->broad, rows, model->inner, layer->down, layer->down_bias, hidden, values);
     normalise(room->values, room->copy, rows, hidden, layer->output_norm_weight, layer->output_norm_bias,
               model->epsilon);
 }
@@ -365,18 +383,23 @@ INLINE void *taken(char **room, int64_t bytes) {
     return start;
 }
 
+INLINE Numbers taken_numbers(char **room, int64_t count, int planes) {
+    count = (count + 31) / 32 * 32; /* the second plane begins at a multiple of 64 bytes, too */
+    return (Numbers){taken(room, count * planes * 2), planes == 2 ? count : 0};
+}
+
 static char *divide(const Model *model, int64_t rows, int64_t longest, char *at, Room *room) {
     const int64_t blocks = (rows + ROWS - 1) / ROWS * ROWS + ROWS, keys = (longest + KEYS - 1) / KEYS * KEYS;
     const int64_t broad = 3 * model->hidden > model->inner ? 3 * model->hidden : model->inner;
     const int64_t size = model->hidden / model->heads;
     room->values = taken(&at, blocks * model->hidden * 4);
-    room->copy = taken(&at, blocks * model->hidden * 2);
-    room->attended = taken(&at, blocks * model->hidden * 2);
-    room->broad = taken(&at, blocks * broad * 2);
-    room->keys = taken(&at, keys * size * 2);
-    room->paired = taken(&at, keys * size * 2);
+    room->copy = taken_numbers(&at, blocks * model->hidden, model->planes);
+    room->attended = taken_numbers(&at, blocks * model->hidden, model->planes);
+    room->broad = taken_numbers(&at, blocks * broad, model->planes);
+    room->keys = taken_numbers(&at, keys * size, model->planes);
+    room->paired = taken_numbers(&at, keys * size, model->planes);
     room->scores = taken(&at, keys * 16 * 4);
-    room->shares = taken(&at, keys * 16 * 2);
+    room->shares = taken_numbers(&at, keys * 16, model->planes);
     return at;
 }
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 AUTO = "auto"
-_VERDICT_FORMAT = 2
+_VERDICT_FORMAT = 3
 """Raised when an engine is added or made faster, so that what was chosen without it is chosen again."""
 _LIGHT_BONUS = 1.1
 """onnxruntime wins unless another engine is this much faster: a worker without torch starts sooner and is smaller."""
@@ -116,8 +116,10 @@ def _open_onnxruntime(job: Job, plan: EnginePlan, device: str) -> Engine:
     return OnnxRuntimeEngine(graph, job.head, device=device, threads=plan.cpu_threads)
 
 
-def _open_amx(job: Job, plan: EnginePlan, device: str) -> Engine:  # noqa: ARG001 - it runs on the CPU alone
-    return amx.AmxEngine(job.model, job.head, models_dir=plan.models_dir, threads=plan.cpu_threads)
+def _amx(*, exact: bool) -> Callable[[Job, EnginePlan, str], Engine]:
+    return lambda job, plan, _device: amx.AmxEngine(
+        job.model, job.head, models_dir=plan.models_dir, threads=plan.cpu_threads, exact=exact
+    )
 
 
 def _open_int8(job: Job, plan: EnginePlan, device: str) -> Engine:
@@ -134,11 +136,9 @@ def _torch_in(precision: str, *, through_transformers: bool = False) -> Callable
     def open_torch(job: Job, plan: EnginePlan, device: str) -> Engine:
         from inference.engines.torch import TorchEngine, TorchOptions
 
+        threads = plan.cpu_threads
         options = TorchOptions(
-            precision=precision,
-            device=device,
-            threads=plan.cpu_threads,
-            through_transformers=through_transformers,
+            precision=precision, device=device, threads=threads, through_transformers=through_transformers
         )
         if job.answers is not None:
             from inference.engines.generative import GenerativeEngine
@@ -150,7 +150,8 @@ def _torch_in(precision: str, *, through_transformers: bool = False) -> Callable
 
 
 ENGINES: dict[str, Callable[[Job, EnginePlan, str], Engine]] = {
-    "amx-bf16": _open_amx,
+    "amx-bf16": _amx(exact=False),
+    "amx-bf16x3": _amx(exact=True),
     "onnxruntime": _open_onnxruntime,
     "onnxruntime-int8": _open_int8,
     "torch-bf16": _torch_in("bfloat16"),
@@ -264,7 +265,7 @@ def _candidates(job: Job, plan: EnginePlan, device: str) -> list[str]:
         return [plan.engine]
     names = list(ENGINES)
     if device != "cpu" or not amx.supports(job.model, plan.models_dir):
-        names.remove("amx-bf16")
+        names = [name for name in names if not name.startswith("amx")]
     if device != "cpu" or job.export is None or job.export.graph(exported.INT8) is None:
         names.remove("onnxruntime-int8")
     if device == "cpu":
@@ -288,7 +289,7 @@ def _device(plan: EnginePlan) -> str:
 def _measure(
     name: str, job: Job, plan: EnginePlan, inputs: Sequence[TokenizedInput], reference: list[FloatArray]
 ) -> Verdict:
-    on_cpu = name == "amx-bf16" or (name.startswith("onnxruntime") and machine.installed("onnxruntime-gpu") is None)
+    on_cpu = name.startswith("amx") or (name.startswith("onnxruntime") and machine.installed("onnxruntime-gpu") is None)
     device = "cpu" if on_cpu else plan.device
     engine = ENGINES[name](job, replace(plan, threads=1), device)
     threads = plan.cpu_threads if device == "cpu" else 1

@@ -23,14 +23,16 @@ class CannotCompile(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CSource:
-    """A source file, and the flags that name the instructions it uses."""
+    """A source file, the files beside it that it includes, and the flags that name the instructions it uses."""
 
     file: Path
     flags: Sequence[str]
+    included: Sequence[Path] = ()
 
     def library(self, models_dir: Path) -> Path:
         """Where its library is kept: another source or other flags give another file."""
-        digest = hashlib.sha256(" ".join(self.flags).encode() + self.file.read_bytes()).hexdigest()[:16]
+        sources = b"".join(each.read_bytes() for each in (self.file, *self.included))
+        digest = hashlib.sha256(" ".join(self.flags).encode() + sources).hexdigest()[:16]
         return models_dir / "native" / f"{self.file.stem}-{digest}.so"
 
     def obtainable(self, models_dir: Path) -> bool:

@@ -189,6 +189,7 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("torch-bf16", 0.999),
         ("onnxruntime", 0.9999),
         pytest.param("amx-bf16", 0.999, marks=needs_amx),
+        pytest.param("amx-bf16x3", 0.999999, marks=needs_amx),
     ],
 )
 def test_the_default_model_agrees_with_sentence_transformers(models_dir: Path, engine: str, smallest: float) -> None:
