@@ -6,8 +6,8 @@ import asyncio
 import re
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -55,6 +55,8 @@ class ChildEngine(ABC):
     name: str
     concurrency: int
     _health_route = "/health"
+    _tells_usage = True
+    """Whether its streams do. Where not, its pieces are counted, and stay as they are."""
 
     def __init__(
         self,
@@ -149,14 +151,21 @@ class ChildEngine(ABC):
     async def _ask(self, request: Generation) -> AsyncGenerator[EngineEvent, None]:
         """The engine's own events, each heard as a sign of work."""
         route, body = self._asked(request)
+        streamed = stream(self._client, f"{self._base}/v1{route}", body, apart=not self._tells_usage)
+        with self._owing():
+            async with aclosing(streamed) as written:
+                async for event in written:
+                    if isinstance(event, Piece | Ended):  # Accepted comes before any work is done
+                        self._unanswered_since = None
+                        self._silence.heard()
+                    yield event
+
+    @contextmanager
+    def _owing(self) -> Iterator[None]:
+        """Around what makes the engine compute: one that gets stuck in it is restarted."""
         with self._silence.asked():
             try:
-                async with aclosing(stream(self._client, f"{self._base}/v1{route}", body)) as written:
-                    async for event in written:
-                        if isinstance(event, Piece | Ended):  # Accepted comes before any work is done
-                            self._unanswered_since = None
-                            self._silence.heard()
-                        yield event
+                yield
             except Unavailable as error:
                 # An engine that writes for others meanwhile is not stuck: this one's time went by in its queue.
                 if error.reason == "ENGINE_STUCK" and self._silence.seconds >= self._settings.stall_seconds:

@@ -139,8 +139,16 @@ def _format(wanted: ResponseFormat) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": described}
 
 
-async def stream(client: httpx.AsyncClient, url: str, body: Mapping[str, Any]) -> AsyncGenerator[EngineEvent, None]:
+async def stream(
+    client: httpx.AsyncClient, url: str, body: Mapping[str, Any], *, apart: bool = False
+) -> AsyncGenerator[EngineEvent, None]:
     """Send a streaming request and yield Accepted, Pieces, Ended.
+
+    Args:
+        client: reaches the engine.
+        url: of the route.
+        body: what is asked, but for ``stream``.
+        apart: keep pieces apart also where several have arrived together.
 
     Raises:
         MeshError: typed by the engine's answer. A stream that breaks off is Unavailable, never an end, and so is one
@@ -150,7 +158,8 @@ async def stream(client: httpx.AsyncClient, url: str, body: Mapping[str, Any]) -
         async with client.stream("POST", url, json={**body, "stream": True}) as response:
             if response.status_code != httpx.codes.OK:
                 raise refusal(response.status_code, (await response.aread())[:20_000], response.headers)
-            async with aclosing(_read(response, int(body.get("n") or 1))) as written:
+            answer = _Answer(int(body.get("n") or 1), apart=apart)
+            async with aclosing(_read(response, answer)) as written:
                 async for event in written:
                     yield event
     except httpx.ConnectError:
@@ -165,8 +174,9 @@ async def stream(client: httpx.AsyncClient, url: str, body: Mapping[str, Any]) -
 class _Answer:
     """What has been read of an answer with so many choices."""
 
-    def __init__(self, choices: int) -> None:
+    def __init__(self, choices: int, *, apart: bool) -> None:
         self._choices = choices
+        self._apart = apart
         self._endings: dict[int, Ending] = {}
         self.usage: Usage | None = None
         self.begun = False
@@ -196,7 +206,7 @@ class _Answer:
             self._endings.update(chunk.endings)
             self.usage = chunk.usage or self.usage
             pieces += chunk.pieces
-        return joined(pieces)
+        return pieces if self._apart else joined(pieces)
 
     def ended(self) -> Ended:
         """The end. Raises Unavailable where a choice has none."""
@@ -205,8 +215,7 @@ class _Answer:
         return Ended(tuple(self._endings[number] for number in range(self._choices)), self.usage)
 
 
-async def _read(response: httpx.Response, choices: int) -> AsyncGenerator[EngineEvent, None]:
-    answer = _Answer(choices)
+async def _read(response: httpx.Response, answer: _Answer) -> AsyncGenerator[EngineEvent, None]:
     accepted = False
     try:
         async for arrived in events(response.aiter_bytes()):

@@ -76,6 +76,7 @@ class LlamaCppEngine(ChildEngine):
     name = "llamacpp"
     concurrency = 1
     _health_route = "/docs"
+    _tells_usage = False
 
     def __init__(
         self,
@@ -129,10 +130,11 @@ class LlamaCppEngine(ChildEngine):
         """
         self._require_template(request)
         self._require_room(request)
+        counted = await self._tokens("\n".join(request.texts))
         if request.prompt is not None:
-            return await self._tokens(request.prompt)
+            return counted
         per_chat, per_message = self._template_tokens
-        return await self._tokens(_read_aloud(request)) + per_chat + per_message * len(request.messages)
+        return counted + per_chat + per_message * len(request.messages)
 
     async def prove(self) -> None:
         """Show a sign of life; after a request that failed, write. Raises MeshError, and restarts what cannot.
@@ -184,9 +186,7 @@ class LlamaCppEngine(ChildEngine):
             schema = wanted.get("json_schema", {}).get("schema")
             body["response_format"] = {"type": "json_object", **({"schema": schema} if schema else {})}
         for message in body.get("messages", ()):
-            # A text always: the server takes no null, and many templates know no parts.
-            content = message["content"] or ""
-            message["content"] = content if isinstance(content, str) else "".join(part["text"] for part in content)
+            message["content"] = message["content"] or ""  # the server takes no null
         return route, {**_NEUTRAL, **options, **body, "model": self._model.name}
 
     async def _ask(self, request: Generation) -> AsyncGenerator[EngineEvent, None]:
@@ -224,7 +224,7 @@ class LlamaCppEngine(ChildEngine):
         """Have the engine read the prompt and write one token; returns the prompt's tokens. Raises MeshError."""
         route, body = self._asked(request)
         body = {name: value for name, value in body.items() if name not in {"logprobs", "top_logprobs"}}
-        with self._silence.asked():
+        with self._owing():
             said = await self._post(f"/v1{route}", {**body, "max_tokens": 1})
             self._silence.heard()
         return int(said["usage"]["prompt_tokens"])
@@ -257,7 +257,7 @@ class LlamaCppEngine(ChildEngine):
         added: list[int] = []
         for request in (_chat("a"), _chat("a", "b", "a")):
             with suppress(Internal):  # a template may refuse a made-up chat
-                added.append(await self._read_prompt(request) - await self._tokens(_read_aloud(request)))
+                added.append(await self._read_prompt(request) - await self._tokens("\n".join(request.texts)))
         per_message = max(0, -(-(added[1] - added[0]) // 2)) if len(added) == 2 else 0
         return (added[0] - per_message if added else 0), per_message
 
@@ -275,8 +275,7 @@ class LlamaCppEngine(ChildEngine):
 
     def _require_room(self, request: Generation) -> None:
         """Refuse what cannot fit by its length alone; the rest is for the engine to count."""
-        characters = len(request.prompt) if request.prompt is not None else len(_read_aloud(request))
-        if characters > self._context * self._model.longest_token:
+        if sum(map(len, request.texts)) > self._context * self._model.longest_token:
             raise context_overflow()
 
 
@@ -284,13 +283,6 @@ def _chat(*texts: str) -> Generation:
     roles = (Role.USER, Role.ASSISTANT)
     messages = tuple(Message(roles[index % 2], text) for index, text in enumerate(texts))
     return Generation(messages=messages, sampling=Sampling(temperature=0.0, max_tokens=1))
-
-
-def _read_aloud(request: Generation) -> str:
-    """All the text of a chat that its template will render, one after another."""
-    said = [text for message in request.messages for text in (message.content, *message.parts) if isinstance(text, str)]
-    calls = [call.name + call.arguments for message in request.messages for call in message.tool_calls]
-    return "\n".join([*said, *calls, *(tool.name + tool.description + tool.parameters for tool in request.tools)])
 
 
 def _tool_to_call(request: Generation) -> dict[str, Any]:

@@ -38,11 +38,15 @@ class FakeLlamaCpp:
         self.breaks_off = False
         self.counted = 0
         self.counts_nothing = False
+        self.silent_seconds = 0.0
+        self.children: list[ScriptedChild] = []
+        self.clock = FakeClock()
 
     async def spawn(self, command: Command) -> ScriptedChild:
         """Start a child."""
         self.commands.append(command)
-        return ScriptedChild()
+        self.children.append(ScriptedChild())
+        return self.children[-1]
 
     async def handle(self, request: httpx.Request) -> httpx.Response:
         """One answer."""
@@ -57,6 +61,9 @@ class FakeLlamaCpp:
                 raise httpx.ReadError("gone", request=request)
             return httpx.Response(200, json={"count": len(body["input"].split())})
         self.bodies.append(body)
+        if self.silent_seconds:
+            self.clock.advance(self.silent_seconds)
+            raise httpx.ReadTimeout("silent", request=request)
         texts = [str(message["content"]) for message in body.get("messages", [])] or [body["prompt"]]
         prompt = sum(len(text.split()) for text in texts) + (4 + len(texts) if "messages" in body else 0)
         if not body.get("stream"):
@@ -98,7 +105,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
             LlmSettings(engine="llamacpp", **{**given, **settings}),
             transport=httpx.MockTransport(server.handle),
             spawn=server.spawn,
-            clock=FakeClock(),
+            clock=server.clock,
         )
         engines.append(engine)
         return engine, server
@@ -312,7 +319,7 @@ async def test_texts_in_parts_become_one(make: Make) -> None:
     engine, server = make()
     await engine.start()
     await written(engine, Generation(messages=(Message(Role.USER, parts=("one", "two")),)))
-    assert server.bodies[-1]["messages"] == [{"role": "user", "content": "onetwo"}]
+    assert server.bodies[-1]["messages"] == [{"role": "user", "content": "one\ntwo"}]
 
 
 async def test_a_model_without_a_template_continues_prompts_alone(make: Make) -> None:
@@ -364,6 +371,18 @@ async def test_what_does_not_fit_is_the_servers_to_say(make: Make) -> None:
     with pytest.raises(Internal) as failed:
         await written(engine, chat("word"))
     assert "alternate" not in failed.value.message
+
+
+async def test_an_engine_that_falls_silent_over_a_prompt_is_replaced(make: Make) -> None:
+    """Though nothing of the answer's stream was asked for yet."""
+    engine, server = make(stall_seconds=120.0)
+    await engine.start()
+    server.silent_seconds = 240.0
+    with pytest.raises(Unavailable) as caught:
+        await written(engine, chat("word"))
+    assert caught.value.reason == "ENGINE_STUCK"
+    assert "stream" not in server.bodies[-1]
+    assert server.children[0].ended.done()
 
 
 async def test_an_idle_engine_keeps_the_conversation_it_holds(make: Make) -> None:
