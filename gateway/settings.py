@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_origin
 
@@ -344,6 +345,11 @@ def _section_of(field: FieldInfo) -> type[BaseModel] | None:
     """The section that a field is; None for a plain field, and for one that holds sections by names."""
     if get_origin(field.annotation) is dict:
         return None
+    return _kind_of_section(field)
+
+
+def _kind_of_section(field: FieldInfo) -> type[BaseModel] | None:
+    """The same, and for sections by names what they are."""
     candidates = (field.annotation, *getattr(field.annotation, "__args__", ()))
     return next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
@@ -356,11 +362,10 @@ def _refuse_misspelt_variables(model: type[GatewaySettings], environ: Mapping[st
             open_ended = any(upper.startswith(f"{path}__") for path, is_open in paths.items() if is_open)
             if not open_ended:
                 raise SettingsError(f"Unknown setting {name}.{nearest(upper, set(paths))}")
-        if upper.endswith("_SERVICE_URL") and upper not in SERVICE_URL_VARIABLES:
-            hint = nearest(upper, set(SERVICE_URL_VARIABLES))
-            # Other programs have service URLs too: only what looks like a slip of the pen stops the start.
-            if _close(upper):
-                raise SettingsError(f"Unknown setting {name}.{hint}")
+        # Other programs have service URLs too: only what looks like a slip of the pen stops the start.
+        is_strange = upper.endswith("_SERVICE_URL") and upper not in SERVICE_URL_VARIABLES
+        if is_strange and get_close_matches(upper, SERVICE_URL_VARIABLES, n=1, cutoff=0.88):
+            raise SettingsError(f"Unknown setting {name}.{nearest(upper, set(SERVICE_URL_VARIABLES))}")
         if upper.startswith(("VECTOR_CACHE_", "ENABLE_VECTOR_")) and upper not in VECTOR_CACHE_VARIABLES:
             raise SettingsError(f"Unknown setting {name}.{nearest(upper, set(VECTOR_CACHE_VARIABLES))}")
 
@@ -368,12 +373,6 @@ def _refuse_misspelt_variables(model: type[GatewaySettings], environ: Mapping[st
 def _injected(name: str) -> bool:
     """Whether Kubernetes made this variable for a service called "gateway"."""
     return name.startswith(("GATEWAY_SERVICE_", "GATEWAY_PORT_"))
-
-
-def _close(name: str) -> bool:
-    import difflib
-
-    return bool(difflib.get_close_matches(name, SERVICE_URL_VARIABLES, n=1, cutoff=0.88))
 
 
 def _explain(model: type[BaseModel], error: ValidationError) -> str:
@@ -394,8 +393,7 @@ def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
         field = model.model_fields.get(part)
         if field is None:
             continue  # a name among several sections of one kind
-        candidates = (_section_of(field), *getattr(field.annotation, "__args__", ()))
-        section = next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        section = _kind_of_section(field)
         if section is None:
             break
         model = section

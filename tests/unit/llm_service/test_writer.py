@@ -342,61 +342,6 @@ async def test_a_reason_told_to_many_grows_no_memory() -> None:
     assert len(set(depths)) == 1
 
 
-async def test_the_canary_leaves_a_busy_engine_alone() -> None:
-    """An idle engine proves itself; a busy one is not disturbed."""
-    engine = ScriptedEngine([Accepted(), ScriptedEngine.HOLD, *written("done")[1:]])
-    writer = await started(engine)
-    await writer.canary()
-    assert engine.proofs == 1
-    busy = asyncio.create_task(collect(writer))
-    await engine.busy.wait()
-    with pytest.raises(Overloaded):
-        await writer.canary()
-    assert engine.proofs == 1
-    engine.release.set()
-    await busy
-
-
-async def test_no_request_runs_beside_the_canary() -> None:
-    """A request that arrives during the canary waits for its end, so it cannot die with the canary's engine."""
-    engine = ScriptedEngine()
-    engine.proof_may_end.clear()
-    writer = await started(engine)
-    canary = asyncio.create_task(writer.canary())
-    await asyncio.sleep(0)
-    asked = asyncio.create_task(collect(writer))
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert (engine.proofs, engine.requests) == (1, [])
-    engine.proof_may_end.set()
-    await canary
-    assert await asked
-
-
-async def test_a_failed_canary_frees_its_slot() -> None:
-    """After a canary that failed, requests are admitted as before."""
-    engine = ScriptedEngine()
-    writer = await started(engine, queued=0)
-    engine.proof_failure = Unavailable("failed")
-    with pytest.raises(Unavailable):
-        await writer.canary()
-    assert await collect(writer)
-
-
-async def test_an_engine_that_mends_itself_fails_no_canary() -> None:
-    """Where the engine is being restarted over its canary, the reason to be unhealthy says it all."""
-    engine = ScriptedEngine()
-    writer = await started(engine)
-    engine.proof_may_end.clear()
-    engine.proof_failure = Unavailable("It failed its canary.", reason="ENGINE_RESTARTING")
-    canary = asyncio.create_task(writer.canary())
-    await asyncio.sleep(0)
-    engine.broken = engine.proof_failure
-    engine.proof_may_end.set()
-    await canary
-    assert writer.unhealthy() is engine.broken
-
-
 async def test_concurrency_is_the_engines_unless_set() -> None:
     """0 asks for what the engine does well."""
     assert Writer(ScriptedEngine(concurrency=7)).limits.concurrent == 7
