@@ -12,7 +12,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,17 +114,7 @@ class _Trial:
         return sum(len(batch.lengths) for batch in self._timed) / best
 
     def _batches(self, inputs: Sequence[TokenizedInput]) -> list[PaddedBatch]:
-        return [pad(batch, pad_token_id=self._pad_token_id) for batch in _cut(inputs)]
-
-
-def _cut(inputs: Sequence[TokenizedInput]) -> Iterator[list[TokenizedInput]]:
-    batch: list[TokenizedInput] = []
-    for each in sorted(inputs, key=lambda item: item.tokens):
-        if batch and (len(batch) + 1) * each.tokens > _BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(each)
-    yield batch
+        return [pad(batch, pad_token_id=self._pad_token_id) for batch in checks.batches(inputs, _BATCH_TOKENS)]
 
 
 def main(arguments: list[str] | None = None) -> int:

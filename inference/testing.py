@@ -75,7 +75,6 @@ class FakeEngine:
     def __init__(self, head: Head) -> None:
         self._head = head
         self.batches: list[PaddedBatch] = []
-        self.gave_way: list[bool] = []
 
     def run(self, batch: PaddedBatch) -> FloatArray:
         """See Engine."""
@@ -88,8 +87,7 @@ class FakeEngine:
         return pooled(states, batch, self._head)
 
     def give_way(self, yes: bool) -> None:
-        """See Engine."""
-        self.gave_way.append(yes)
+        """See Engine. It has one thread."""
 
     def close(self) -> None:
         """See Engine."""

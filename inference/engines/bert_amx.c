@@ -272,8 +272,8 @@ typedef struct {
     Numbers copy, attended, broad, keys, paired, shares;
 } Room;
 
-/* One head of one text: to[length, size] = softmax(Q Kᵀ) V. */
-INLINE void attend_by(Numbers qkv, int length, int hidden, int size, Numbers to, const Room *room) {
+/* One head of one text: to[queries, size] = softmax(Q Kᵀ) V, for its first tokens. */
+INLINE void attend_by(Numbers qkv, int length, int queries, int hidden, int size, Numbers to, const Room *room) {
     const int64_t stride = 3 * (int64_t)hidden;
     const int padded = (length + KEYS - 1) / KEYS * KEYS, deep = size / 32, planes = qkv.low ? 2 : 1;
     const __m512 scale = _mm512_set1_ps(1.4426950408889634f / sqrtf((float)size));
@@ -289,8 +289,8 @@ INLINE void attend_by(Numbers qkv, int length, int hidden, int size, Numbers to,
         pair_values(from + 2 * hidden, stride, length, deep, values.at + plane * values.low);
     }
     STORED();
-    for (int query = 0; query < length; query += 16) {
-        const int rows = length - query < 16 ? length - query : 16;
+    for (int query = 0; query < queries; query += 16) {
+        const int rows = queries - query < 16 ? queries - query : 16;
         float total[16];
         for (int key = 0; key < length; key += 16) {
             _tile_zero(0);
@@ -330,24 +330,42 @@ INLINE void attend_by(Numbers qkv, int length, int hidden, int size, Numbers to,
     }
 }
 
-static void attend(Numbers qkv, int length, int hidden, int size, Numbers to, const Room *room) {
+static void attend(Numbers qkv, int length, int queries, int hidden, int size, Numbers to, const Room *room) {
     if (qkv.low) {
-        attend_by(qkv, length, hidden, size, to, room);
+        attend_by(qkv, length, queries, hidden, size, to, room);
     } else {
         qkv.low = to.low = 0;
-        attend_by(qkv, length, hidden, size, to, room);
+        attend_by(qkv, length, queries, hidden, size, to, room);
     }
 }
 
-static void run_layer(const Model *model, const Layer *layer, const int32_t *lengths, int texts, int rows,
+/* Moves what is known of each text's first token to the front, a row for each text. */
+static void keep_first(const int32_t *lengths, int texts, int hidden, const Room *room) {
+    const Numbers attended = room->attended;
+    for (int text = 0, at = 0; text < texts; at += lengths[text++]) {
+        const int64_t from = (int64_t)at * hidden, to = (int64_t)text * hidden;
+        memmove(room->values + to, room->values + from, sizeof(float) * hidden);
+        for (int plane = 0; plane < (attended.low ? 2 : 1); plane++)
+            memmove(attended.at + plane * attended.low + to, attended.at + plane * attended.low + from,
+                    sizeof(bf16) * hidden);
+    }
+}
+
+/* `first`: the last layer of a model of which only each text's first token is asked for, a row for each at the end. */
+static void run_layer(const Model *model, const Layer *layer, const int32_t *lengths, int texts, int rows, int first,
                       const Room *room) {
     const int hidden = model->hidden, size = hidden / model->heads;
     const Target values = {.values = room->values}, broad = {.numbers = room->broad};
     project(room->copy, rows, hidden, layer->qkv, layer->qkv_bias, 3 * hidden, broad);
     for (int text = 0, at = 0; text < texts; at += lengths[text++])
         for (int head = 0; head < model->heads; head++)
-            attend(from_number(room->broad, (int64_t)at * 3 * hidden + head * size), lengths[text], hidden, size,
+            attend(from_number(room->broad, (int64_t)at * 3 * hidden + head * size), lengths[text],
+                   first ? 1 : lengths[text], hidden, size,
                    from_number(room->attended, (int64_t)at * hidden + head * size), room);
+    if (first) {
+        keep_first(lengths, texts, hidden, room);
+        rows = texts;
+    }
     add_product(room->attended, rows, hidden, layer->out, layer->out_bias, hidden, values);
     normalise(room->values, room->copy, rows, hidden, layer->attention_norm_weight, layer->attention_norm_bias,
               model->epsilon);
@@ -366,10 +384,10 @@ static void embed(const Model *model, const Batch *batch, int token, int rows, f
     }
 }
 
-static void pool(const Batch *batch, int text, int end, const float *values, int hidden) {
+static void average(const Batch *batch, int text, int end, const float *values, int hidden) {
     for (; text < end; values += (int64_t)batch->lengths[text++] * hidden) {
         float *result = batch->result + (int64_t)text * hidden;
-        const int rows = batch->pool == MEAN ? batch->lengths[text] : 1;
+        const int rows = batch->lengths[text];
         memcpy(result, values, sizeof(float) * hidden);
         for (int row = 1; row < rows; row++)
             for (int i = 0; i < hidden; i++) result[i] += values[(int64_t)row * hidden + i];
@@ -420,12 +438,16 @@ void bert_work(const Model *model, Batch *batch, int32_t rows, int32_t longest, 
         const int token = batch->tokens[chunk], count = batch->tokens[chunk + 1] - token;
         embed(model, batch, token, count, room.values);
         normalise(room.values, room.copy, count, model->hidden, model->norm_weight, model->norm_bias, model->epsilon);
-        for (int layer = 0; layer < model->layers; layer++)
-            run_layer(model, &model->layer[layer], batch->lengths + text, end - text, count, &room);
-        if (batch->pool == STATES)
-            memcpy(batch->result + (int64_t)token * model->hidden, room.values, sizeof(float) * count * model->hidden);
-        else
-            pool(batch, text, end, room.values, model->hidden);
+        for (int layer = 0; layer < model->layers; layer++) {
+            const int first = batch->pool == FIRST && layer == model->layers - 1;
+            run_layer(model, &model->layer[layer], batch->lengths + text, end - text, count, first, &room);
+        }
+        if (batch->pool == MEAN) {
+            average(batch, text, end, room.values, model->hidden);
+        } else {
+            const int64_t row = batch->pool == FIRST ? text : token, rows = batch->pool == FIRST ? end - text : count;
+            memcpy(batch->result + row * model->hidden, room.values, sizeof(float) * rows * model->hidden);
+        }
     }
     _tile_release();
 }

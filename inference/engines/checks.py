@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -44,6 +45,17 @@ def check_inputs(tokenizer: TextTokenizer, head: Head) -> list[TokenizedInput]:
 def timed_inputs(tokenizer: TextTokenizer, head: Head) -> list[TokenizedInput]:
     """Texts of 5 to 25 words: for speed."""
     return _tokenized(tokenizer, head, _short_texts(_TIMED_TEXTS))
+
+
+def batches(inputs: Sequence[TokenizedInput], budget: int) -> Iterator[list[TokenizedInput]]:
+    """The inputs (at least one) sorted by length, in batches of at most ``budget`` tokens, padding included."""
+    batch: list[TokenizedInput] = []
+    for each in sorted(inputs, key=lambda item: item.tokens):
+        if batch and (len(batch) + 1) * each.tokens > budget:
+            yield batch
+            batch = []
+        batch.append(each)
+    yield batch
 
 
 def agreement(reference: list[FloatArray], candidate: list[FloatArray]) -> tuple[float, float]:

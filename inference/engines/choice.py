@@ -317,7 +317,7 @@ def _fastest_budget(
     """The batch budget with the best time over all timed inputs, and that time in seconds."""
     best_budget, best_seconds = budgets[0], float("inf")
     for budget in budgets:
-        batches = [pad(batch, pad_token_id=job.model.card.pad_token_id) for batch in _batches(timed, budget)]
+        batches = [pad(batch, pad_token_id=job.model.card.pad_token_id) for batch in checks.batches(timed, budget)]
         engine.run(batches[0])
         seconds = _undisturbed_seconds(engine, batches)
         if seconds * _CLEARLY_FASTER < best_seconds:
@@ -346,20 +346,10 @@ def _undisturbed_seconds(engine: Engine, batches: Sequence[PaddedBatch]) -> floa
 
 def _outputs(engine: Engine, job: Job, inputs: Sequence[TokenizedInput]) -> list[FloatArray]:
     found: list[FloatArray] = []
-    for batch in _batches(inputs, _CPU_BUDGETS[0]):
+    for batch in checks.batches(inputs, _CPU_BUDGETS[0]):
         padded = pad(batch, pad_token_id=job.model.card.pad_token_id)
         found += checks.comparable(engine.run(padded), padded, job.head)
     return found
-
-
-def _batches(inputs: Sequence[TokenizedInput], budget: int) -> Iterator[list[TokenizedInput]]:
-    batch: list[TokenizedInput] = []
-    for each in sorted(inputs, key=lambda item: item.tokens):
-        if batch and (len(batch) + 1) * each.tokens > budget:
-            yield batch
-            batch = []
-        batch.append(each)
-    yield batch
 
 
 @contextmanager
