@@ -107,12 +107,12 @@ class SemanticSplitterChunker:
 
     def _fitting(self, pieces: Iterable[_Piece]) -> Iterator[_Piece]:
         """Pieces within the budget: a longer one is cut at the most meaningful places, as the mesh cuts it."""
-        import semchunk
-
         for piece in pieces:
             if self._counter.budget_tokens(piece.text) <= self._budget:
                 yield piece
                 continue
+            import semchunk
+
             cut = semchunk.chunkerify(self._counter.budget_tokens, chunk_size=self._budget, memoize=False)
             for position, part in enumerate(cut(piece.text)):
                 yield _Piece(part, piece.begins and position == 0)
