@@ -90,13 +90,14 @@ PARAGRAPHS = [
     + "A loaf of bread is cut when it is cold, and the bread keeps for days in a box. " * 4,
 ]
 DOCUMENT = "\n\n".join(PARAGRAPHS)
+ONE_SUBJECT = "\n\n".join(PARAGRAPHS[:2])
 MAX_TOKENS = 48
 GIVEN = {
     "texts": TEXTS,
     "query": QUERY,
     "documents": DOCUMENTS,
     "document": DOCUMENT,
-    "one_subject": "\n\n".join(PARAGRAPHS[:2]),
+    "one_subject": ONE_SUBJECT,
     "max_tokens": MAX_TOKENS,
 }
 BEFORE = """
@@ -129,11 +130,16 @@ def before(mesh: LocalMesh) -> dict[str, Any]:
     return found
 
 
+def as_before(python: Path, config: Path, port: int) -> list[str]:
+    """The command that starts the API process of before."""
+    return [str(python), "-m", "previous", "--config", str(config), "--port", str(port)]
+
+
 @contextmanager
 def serving_as_before(python: Path, config: Path, port: int, environ: Mapping[str, str]) -> Iterator[str]:
     """The API process of before on ``port`` until the block is left; yields its address."""
     url = f"http://127.0.0.1:{port}"
-    command = [python, "-m", "previous", "--config", config, "--port", str(port)]
+    command = as_before(python, config, port)
     process = subprocess.Popen(command, cwd=CHECKOUT, env=dict(environ), stderr=subprocess.PIPE, text=True)
 
     def ready() -> bool:
@@ -201,7 +207,7 @@ def test_the_chunks_are_those_of_the_mesh_where_both_can(http: httpx.Client, bef
 
     assert here("plain") == served(DOCUMENT, max_tokens=MAX_TOKENS)
     assert len(here("plain")) > len(PARAGRAPHS)
-    assert here("one_subject") == served(GIVEN["one_subject"])
+    assert here("one_subject") == served(ONE_SUBJECT)
     # What only a model that reads the text can: to cut between breakers and bread.
     assert [text.startswith("Sourdough") for text, _ in here("by_subject")].count(True) == 1
 
@@ -237,7 +243,7 @@ def test_there_and_back_again(small_mesh: MakeMesh, tmp_path: Path) -> None:
     assert ranked == order
 
     assert new.stop().returncode == 0
-    command = [python, "-m", "previous", "--config", config, "--port", str(port)]
+    command = as_before(python, config, port)
     early = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=_LONGEST_SECONDS)
     assert early.returncode == 78
     assert "cp config/gateway.yaml.backup config/gateway.yaml" in early.stderr
@@ -252,6 +258,6 @@ def test_it_is_not_in_the_environment_of_the_gateway(mesh: LocalMesh, tmp_path: 
     """Neither the package nor what it needs can be imported there: going back is a choice, never an accident."""
     names = ("previous", "torch", "sentence_transformers", "mesh")
     code = f"import importlib.util as u; print([name for name in {names} if u.find_spec(name)])"
-    gateway = [mesh.layout.python("gateway"), "-c", code]
-    result = subprocess.run(gateway, cwd=tmp_path, capture_output=True, text=True, check=True)
+    gateway = str(mesh.layout.python("gateway"))
+    result = subprocess.run([gateway, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "['mesh']"
