@@ -33,6 +33,9 @@ class EmbeddingService:
     def __init__(self, model_name: str = DEFAULT_EMBEDDING_MODEL, *, device: str = AUTO) -> None:
         self.model = resolve(ModelRequest(name=model_name, kind=ModelKind.EMBEDDING, setting="model_name"))
         self._encoder = text_encoder(self.model, device)
+        # Many models end with a module that scales; once is enough.
+        scales_itself = any(type(module).__name__ == "Normalize" for module in self._encoder)
+        self._scale = self.model.card.normalize and not scales_itself
         self._one_at_a_time = threading.Lock()
 
     def generate_embeddings(self, texts: Sequence[str]) -> FloatArray:
@@ -47,7 +50,7 @@ class EmbeddingService:
                 list(texts),
                 batch_size=BATCH_SIZE,
                 prompt=card.prompts.get(card.default_prompt, ""),
-                normalize_embeddings=card.normalize,
+                normalize_embeddings=self._scale,
                 show_progress_bar=False,
             )
         return vectors
