@@ -73,7 +73,7 @@ class Batcher(Generic[W, R]):
         self._run = run
         self._give_way = give_way
         self._clock = clock
-        self._metrics = BatchMetrics(capability)
+        self._metrics = BatchMetrics(capability, queued_tokens=limits.queued_tokens)
         self._capability = capability
         self._queue: AdmissionQueue[W, R] = AdmissionQueue(limits.batch_tokens)
         self._changed = threading.Condition()

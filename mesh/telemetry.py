@@ -8,25 +8,29 @@ import sys
 import time
 from typing import Any, Literal
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, Info
 
 from mesh.context import current_call
+from mesh.version import VERSION
 
 # 1 ms to 60 s: a cached embedding at one end, a long document at the other.
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
+BUILD = Info("mesh_build", "The version of the mesh that this process runs.")
+BUILD.info({"version": VERSION})
+
 HOP_CALLS = Counter("mesh_hop_calls_total", "Calls that a hop finished, by outcome.", ["hop", "method", "outcome"])
 HOP_LATENCY = Histogram(
-    "mesh_hop_latency_seconds",
+    "mesh_hop_call_duration_seconds",
     "Time from a call's start on a hop to its end.",
     ["hop", "method"],
     buckets=LATENCY_BUCKETS,
 )
 HOP_RETRIES = Counter(
-    "mesh_hop_retries_total", "Calls sent once more, by what went wrong before.", ["hop", "method", "after"]
+    "mesh_hop_retries_total", "Calls sent once more, by what went wrong before.", ["hop", "method", "reason"]
 )
-HOP_IN_FLIGHT = Gauge("mesh_hop_in_flight", "Calls that a hop is waiting for.", ["hop"])
-HOP_LIMIT = Gauge("mesh_hop_limit", "Calls that a hop lets through at once, as adapted.", ["hop"])
+HOP_IN_FLIGHT = Gauge("mesh_hop_calls_in_flight", "Calls that a hop is waiting for.", ["hop"])
+HOP_LIMIT = Gauge("mesh_hop_calls_limit", "Calls that a hop lets through at once, as adapted.", ["hop"])
 BREAKER_STATE = Gauge("mesh_breaker_state", "0 closed, 1 half-open, 2 open.", ["hop"])
 BREAKER_TRANSITIONS = Counter(
     "mesh_breaker_transitions_total", "Changes of a breaker's state, and why.", ["hop", "to", "cause"]
@@ -41,9 +45,12 @@ RPC_CALLS = Counter(
     "mesh_rpc_calls_total", "Calls that a worker finished, by outcome.", ["service", "method", "outcome"]
 )
 RPC_LATENCY = Histogram(
-    "mesh_rpc_latency_seconds", "Time that a worker took for a call.", ["service", "method"], buckets=LATENCY_BUCKETS
+    "mesh_rpc_call_duration_seconds",
+    "Time that a worker took for a call.",
+    ["service", "method"],
+    buckets=LATENCY_BUCKETS,
 )
-RPC_IN_FLIGHT = Gauge("mesh_rpc_in_flight", "Calls that a worker is working on.", ["service"])
+RPC_IN_FLIGHT = Gauge("mesh_rpc_calls_in_flight", "Calls that a worker is working on.", ["service"])
 CAPABILITY_SERVING = Gauge("mesh_capability_serving", "1 while a capability's health is SERVING.", ["service"])
 
 
