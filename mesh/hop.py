@@ -370,7 +370,13 @@ class Hop:
         level = log.warning if moved.after is BreakerState.OPEN else log.info
         level(
             "breaker moved",
-            extra=fields(hop=self.name, before=moved.before.value, after=moved.after.value, reason=moved.reason),
+            extra=fields(
+                hop=self.name,
+                before=moved.before.value,
+                after=moved.after.value,
+                cause=moved.cause.value,
+                reason=moved.reason,
+            ),
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from prometheus_client import Counter, Gauge, Histogram, Info
 
 from mesh.context import current_call
+from mesh.tracebacks import without_words
 from mesh.version import VERSION
 
 # 1 ms to 60 s: a cached embedding at one end, a long document at the other.
@@ -68,6 +69,25 @@ def fields(**values: Any) -> dict[str, dict[str, Any]]:
     return {"fields": values}
 
 
+def quoting(**values: Any) -> dict[str, Any]:
+    """As `fields`, for a line whose exception may quote a request although none is current where it is logged."""
+    return {"fields": values, "quotes_requests": True}
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    """The exception's traceback. While a request is served its words may be the client's, and are left out."""
+    assert record.exc_info  # noqa: S101 - asked of those that have one
+    error = record.exc_info[1]
+    private = current_call.get() is not None or hasattr(record, "quotes_requests") or record.name == "asyncio"
+    return without_words(error) if private and error is not None else formatter.formatException(record.exc_info)
+
+
+def _message(record: logging.LogRecord) -> str:
+    """The line's message. What asyncio says of a task that failed goes on with the exception's words."""
+    message = record.getMessage()
+    return message.partition("\n")[0] if record.name == "asyncio" else message
+
+
 class _JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
@@ -82,14 +102,14 @@ class _JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "process": self._process,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _message(record),
         }
         call = current_call.get()
         if call is not None:
             line["request_id"] = call.request_id
         line.update(getattr(record, "fields", {}))
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = _traceback(self, record)
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
@@ -114,8 +134,8 @@ class _TextFormatter(logging.Formatter):
             values.setdefault("request_id", call.request_id)
         tail = "".join(f" {key}={_on_one_line(value)}" for key, value in values.items())
         stamp = time.strftime("%H:%M:%S", time.localtime(record.created)) + f".{int(record.msecs):03d}"
-        line = f"{stamp} {record.levelname:<7} {self._process}: {record.getMessage()}{tail}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        line = f"{stamp} {record.levelname:<7} {self._process}: {_message(record)}{tail}"
+        return f"{line}\n{_traceback(self, record)}" if record.exc_info else line
 
 
 def configure_logging(process: str, log_format: Literal["text", "json"] = "text") -> None:

@@ -161,8 +161,12 @@ def _named(key: bytes) -> bytes:
 def _breaker_moved(name: str, moved: Transition) -> None:
     BREAKER_STATE.labels(name).set(_STATE_NUMBER[moved.after])
     BREAKER_TRANSITIONS.labels(name, moved.after.value, moved.cause.value).inc()
-    said = fields(hop=name, reason=moved.reason)
+    said = fields(
+        hop=name, before=moved.before.value, after=moved.after.value, cause=moved.cause.value, reason=moved.reason
+    )
     if moved.after is BreakerState.OPEN:
         log.warning("Redis is left alone for a moment; vectors are computed.", extra=said)
     elif moved.after is BreakerState.CLOSED:
         log.info("Redis answers again.", extra=said)
+    else:
+        log.info("Redis is tried again.", extra=said)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -63,3 +64,9 @@ def _run(command: list[str], directory: str) -> None:
 
 def _directory(layout: Layout) -> Path:
     return layout.envs / "prometheus"
+
+
+if __name__ == "__main__":
+    if why_not := unpack(Layout.from_environment(os.environ)):
+        sys.exit(why_not)
+    print(find_program("prometheus"))
