@@ -30,6 +30,7 @@ import grpc
 
 from mesh.attempts import Attempts
 from mesh.balancing import Attempt, BalancedChannel, BalancedMethod, Balancer
+from mesh.breaker_series import announce_breaker
 from mesh.channel import CLIENT_OPTIONS, Target, endpoints_of, message_size_options
 from mesh.context import Priority, current_metadata, current_priority
 from mesh.deadline import Deadline
@@ -107,7 +108,7 @@ class Hop:
         self._balancer: Balancer | None = None
         self._starting = threading.Lock()
         self._meters: dict[str, Meter] = {}
-        BREAKER_STATE.labels(name).set(0)
+        announce_breaker(name)
         # Read when they are scraped, instead of set by every call.
         HOP_IN_FLIGHT.labels(name).set_function(lambda: self.limiter.in_flight)
         HOP_LIMIT.labels(name).set_function(lambda: self.limiter.limit)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from gateway.vector_cache.loop_lag import LoopLag
 from gateway.vector_cache.metrics import VECTOR_CACHE_REDIS_ERRORS
+from mesh.breaker_series import announce_breaker
 from mesh.clock import Clock, monotonic
 from mesh.errors import AttemptTimedOut, DeadlineExceeded, MeshError, Unavailable
 from mesh.resilience import BreakerState, CircuitBreaker, Transition
@@ -142,7 +143,7 @@ def _slices(items: Sequence[T]) -> Iterator[Sequence[T]]:
 def _breaker(name: str, clock: Clock) -> CircuitBreaker:
     breaker = CircuitBreaker(_FAILURES_IN_A_ROW, _LONGEST_PAUSE_SECONDS, name=name, clock=clock)
     breaker.listener = partial(_breaker_moved, name)
-    BREAKER_STATE.labels(name).set(0)
+    announce_breaker(name)
     return breaker
 
 

@@ -1,0 +1,29 @@
+"""A breaker's time series, from the first moment on.
+
+Prometheus sees how much a counter grew only from its second value. One that begins with a breaker's first move would
+hide that move, which is the one that an operator looks for.
+"""
+
+from __future__ import annotations
+
+from mesh.resilience import BreakerState
+from mesh.resilience.breaker import Cause
+from mesh.telemetry import BREAKER_STATE, BREAKER_TRANSITIONS
+
+MOVES: dict[Cause, BreakerState] = {
+    Cause.CONSECUTIVE_FAILURES: BreakerState.OPEN,
+    Cause.FAILURE_RATE: BreakerState.OPEN,
+    Cause.SLOW_CALLS: BreakerState.OPEN,
+    Cause.PROBE_FAILED: BreakerState.OPEN,
+    Cause.BACKOFF_OVER: BreakerState.HALF_OPEN,
+    Cause.PEER_SERVING: BreakerState.HALF_OPEN,
+    Cause.PROBE_SUCCEEDED: BreakerState.CLOSED,
+}
+"""Where each cause moves a breaker to."""
+
+
+def announce_breaker(name: str) -> None:
+    """Begin the series of a breaker that is closed: its state, and each of its moves."""
+    BREAKER_STATE.labels(name).set(0)
+    for cause, after in MOVES.items():
+        BREAKER_TRANSITIONS.labels(name, after.value, cause.value)
