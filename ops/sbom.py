@@ -86,15 +86,19 @@ def _component(each: Distribution) -> dict[str, Any]:
 
 def _licenses(each: Distribution) -> list[dict[str, Any]]:
     """What a package says of its licence: an SPDX expression, or a name. A licence's whole text is no name."""
-    expression = each.metadata.get("License-Expression", "")
+    expression = _field(each, "License-Expression")
     if _EXPRESSION.fullmatch(expression):
         return [{"expression": expression}]
-    name = (each.metadata.get("License") or "").strip()
+    name = _field(each, "License")
     if not name or "\n" in name or len(name) > 120:
         classifiers = each.metadata.get_all("Classifier") or []
         names = [text.rpartition(" :: ")[2] for text in classifiers if text.startswith("License ::")]
         return [{"license": {"name": text}} for text in names]
     return [{"license": {"name": name}}]
+
+
+def _field(each: Distribution, name: str) -> str:
+    return str((each.metadata.get_all(name) or [""])[0]).strip()
 
 
 def _needed(each: Distribution) -> Iterator[str]:
