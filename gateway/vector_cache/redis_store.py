@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 from gateway.vector_cache.loop_lag import LoopLag
 from gateway.vector_cache.metrics import VECTOR_CACHE_REDIS_ERRORS
-from mesh.breaker_series import announce_breaker
 from mesh.clock import Clock, monotonic
 from mesh.errors import AttemptTimedOut, DeadlineExceeded, MeshError, Unavailable
 from mesh.resilience import BreakerState, CircuitBreaker, Transition
@@ -143,7 +142,7 @@ def _slices(items: Sequence[T]) -> Iterator[Sequence[T]]:
 def _breaker(name: str, clock: Clock) -> CircuitBreaker:
     breaker = CircuitBreaker(_FAILURES_IN_A_ROW, _LONGEST_PAUSE_SECONDS, name=name, clock=clock)
     breaker.listener = partial(_breaker_moved, name)
-    announce_breaker(name)
+    BREAKER_STATE.labels(name).set(0)
     return breaker
 
 
@@ -162,12 +161,8 @@ def _named(key: bytes) -> bytes:
 def _breaker_moved(name: str, moved: Transition) -> None:
     BREAKER_STATE.labels(name).set(_STATE_NUMBER[moved.after])
     BREAKER_TRANSITIONS.labels(name, moved.after.value, moved.cause.value).inc()
-    said = fields(
-        hop=name, before=moved.before.value, after=moved.after.value, cause=moved.cause.value, reason=moved.reason
-    )
+    said = fields(hop=name, reason=moved.reason)
     if moved.after is BreakerState.OPEN:
         log.warning("Redis is left alone for a moment; vectors are computed.", extra=said)
     elif moved.after is BreakerState.CLOSED:
         log.info("Redis answers again.", extra=said)
-    else:
-        log.info("Redis is tried again.", extra=said)

@@ -103,7 +103,7 @@ def test_names_follow_the_conventions() -> None:
         assert re.fullmatch(r"mesh_[a-z][a-z0-9]*(_[a-z0-9]+)+", name) or name == "mesh_build"
         assert name.endswith("_total") == (kind == "counter"), name
         assert not re.search(
-            r"_(ms|milliseconds|us|minutes|kb|mb|mib|gib|percent|count|sum|bucket|gauge|counter)(_|$)", name
+            r"_(ms|milliseconds|us|minutes|hours|days|kb|mb|mib|gib|percent|count|sum|bucket|gauge|counter)(_|$)", name
         )
         assert kind != "histogram" or name.endswith(("_seconds", "_size")), name
 
