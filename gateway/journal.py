@@ -17,7 +17,7 @@ _LOG = get_logger(__name__)
 
 REQUESTS = Counter("mesh_http_requests_total", "HTTP requests answered.", ["route", "method", "status"])
 LATENCY = Histogram(
-    "mesh_http_latency_seconds", "Time from a request's first byte to its answer's last.", ["route", "method"],
+    "mesh_http_request_duration_seconds", "Time from a request's first byte to its answer's last.", ["route", "method"],
     buckets=LATENCY_BUCKETS,
 )  # fmt: skip
 

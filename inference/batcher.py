@@ -25,7 +25,7 @@ from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, Internal, MeshError, Unavailable
-from mesh.telemetry import fields, get_logger
+from mesh.telemetry import fields, get_logger, quoting
 
 log = get_logger(__name__)
 
@@ -73,7 +73,7 @@ class Batcher(Generic[W, R]):
         self._run = run
         self._give_way = give_way
         self._clock = clock
-        self._metrics = BatchMetrics(capability)
+        self._metrics = BatchMetrics(capability, queued_tokens=limits.queued_tokens)
         self._capability = capability
         self._queue: AdmissionQueue[W, R] = AdmissionQueue(limits.batch_tokens)
         self._changed = threading.Condition()
@@ -339,7 +339,7 @@ class Batcher(Generic[W, R]):
 
     def _give_up(self, given_up: list[GivenUp[W, R]]) -> None:
         for each in given_up:
-            items = fields(capability=self._capability, items=len(each.entries))
+            items = quoting(capability=self._capability, items=len(each.entries))
             log.error("a batch failed", exc_info=each.error, extra=items)
             failure = each.failure
             with self._changed:

@@ -27,7 +27,16 @@ from llm_service.generation import (
     check,
     check_input,
 )
-from llm_service.metrics import ENGINE, FIRST_PIECE, RUNNING, TOKENS, WAITING, Published
+from llm_service.metrics import (
+    ENGINE,
+    FIRST_PIECE,
+    RUNNING,
+    RUNNING_LIMIT,
+    TOKENS,
+    WAITING,
+    WAITING_LIMIT,
+    Published,
+)
 from llm_service.schemas import check_schemas
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
@@ -79,6 +88,8 @@ class Writer:
         )
         RUNNING.set_function(lambda: self._admission.running)
         WAITING.set_function(lambda: self._admission.waiting)
+        RUNNING_LIMIT.set(self.limits.concurrent)
+        WAITING_LIMIT.set(self.limits.queued)
         ENGINE.publish(self._published)
 
     async def start(self) -> None:

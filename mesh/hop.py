@@ -24,12 +24,14 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
 
 from mesh.attempts import Attempts
 from mesh.balancing import Attempt, BalancedChannel, BalancedMethod, Balancer
+from mesh.breaker_series import announce_breaker, breaker_moved
 from mesh.channel import CLIENT_OPTIONS, Target, endpoints_of, message_size_options
 from mesh.context import Priority, current_metadata, current_priority
 from mesh.deadline import Deadline
@@ -40,29 +42,19 @@ from mesh.hop_status import HopStatus, Latencies, Meter
 from mesh.outgoing import Outgoing
 from mesh.resilience import (
     AdaptiveLimiter,
-    BreakerState,
     CircuitBreaker,
     RetryBudget,
-    Transition,
     TripPolicy,
 )
 from mesh.telemetry import (
-    BREAKER_STATE,
-    BREAKER_TRANSITIONS,
     HOP_IN_FLIGHT,
     HOP_LIMIT,
     HOP_RETRIES,
-    fields,
-    get_logger,
 )
 from mesh.transport import Transport
 from mesh.wire import from_rpc_error
 
 __all__ = ["Hop", "HopSettings", "HopStatus"]
-
-log = get_logger(__name__)
-
-_STATE_NUMBER = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
 class Hop:
@@ -95,7 +87,7 @@ class Hop:
         self.transport = transport
         self.breaker = circuit_breaker or self._new_breaker()
         self.breaker.name = name
-        self.breaker.listener = self._breaker_moved
+        self.breaker.listener = partial(breaker_moved, name)
         self.limiter = AdaptiveLimiter(
             maximum=self.settings.max_in_flight, name=name, initial=min(256, self.settings.max_in_flight)
         )
@@ -107,7 +99,7 @@ class Hop:
         self._balancer: Balancer | None = None
         self._starting = threading.Lock()
         self._meters: dict[str, Meter] = {}
-        BREAKER_STATE.labels(name).set(0)
+        announce_breaker(name)
         # Read when they are scraped, instead of set by every call.
         HOP_IN_FLIGHT.labels(name).set_function(lambda: self.limiter.in_flight)
         HOP_LIMIT.labels(name).set_function(lambda: self.limiter.limit)
@@ -363,15 +355,6 @@ class Hop:
         )
         error.breaker = BreakerEffect.NEUTRAL  # type: ignore[misc]  # our own doing, not the peer's
         return error
-
-    def _breaker_moved(self, moved: Transition) -> None:
-        BREAKER_STATE.labels(self.name).set(_STATE_NUMBER[moved.after])
-        BREAKER_TRANSITIONS.labels(self.name, moved.after.value, moved.cause.value).inc()
-        level = log.warning if moved.after is BreakerState.OPEN else log.info
-        level(
-            "breaker moved",
-            extra=fields(hop=self.name, before=moved.before.value, after=moved.after.value, reason=moved.reason),
-        )
 
 
 class _CallersOwn(Exception):

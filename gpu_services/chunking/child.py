@@ -30,6 +30,7 @@ from gpu_services.chunking.events import (
 from gpu_services.chunking.kinds import DocumentKind, declared_kind, recognise
 from gpu_services.chunking.sandbox import allow_cpu_seconds, die_with_parent, lock_in, resident_bytes
 from mesh.errors import Internal, InvalidRequest, MeshError, PayloadTooLarge
+from mesh.tracebacks import without_words
 
 if TYPE_CHECKING:
     from gpu_services.chunking.conversion import Converter
@@ -99,7 +100,7 @@ def _outcome(converter: Converter, order: Order, emit: Emit) -> Event:
             )
         )
     except Exception as error:
-        print(f"a document failed: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"a document failed: {without_words(error)}", file=sys.stderr)
         return Refused(
             Internal("The document could not be processed because of a fault here; it is in the worker's log.")
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -24,6 +25,7 @@ CONNECT_SECONDS = 5.0
 COUNT_SECONDS = 10.0
 
 _DONE = "[DONE]"
+_ONE_WORD = re.compile(r"[A-Za-z0-9_.-]{1,48}")
 _OVERFLOW_SIGNS = ("context_length_exceeded", "maximum context length", "context window", "context length")
 _SCHEMA_SIGNS = ("json schema", "json_schema", "grammar", "structured output", "structured_output", "guided")
 _IMAGE_SIGNS = ("multimodal", "multi-modal", "image input", "image_url")
@@ -266,12 +268,25 @@ def cannot_count() -> WrongState:
 
 
 def _mid_stream_failure(data: str) -> MeshError:
-    log.error("the engine failed while it was writing", extra=fields(event=data[:500]))
+    log.error("the engine failed while it was writing", extra=fields(kind=_kind_of(data)))
     if any(sign in data.lower() for sign in _OVERFLOW_SIGNS):
         return context_overflow()
     if any(sign in data.lower() for sign in _DEATH_SIGNS):
         return _lost("The engine was lost before its answer was whole.")
-    return Internal("The engine failed while it was writing; the worker's log has its words.", reason="ENGINE_FAILED")
+    return Internal(
+        "The engine failed while it was writing; its own lines in the worker's log may say why.", reason="ENGINE_FAILED"
+    )
+
+
+def _kind_of(said: str) -> str:
+    """The type or code in an engine's error where that is one word, else empty: its sentences may quote a prompt."""
+    try:
+        error = json.loads(said)
+        error = error.get("error", error)
+        found = (str(error.get(name)) for name in ("type", "code") if error.get(name))
+        return next((kind for kind in found if _ONE_WORD.fullmatch(kind)), "")
+    except (ValueError, AttributeError, RecursionError):
+        return ""
 
 
 def _lost(message: str) -> Unavailable:
@@ -286,9 +301,9 @@ def context_overflow() -> InvalidRequest:
 
 
 def refusal(status: int, body: bytes, headers: Mapping[str, str]) -> MeshError:
-    """The typed error for an engine's HTTP status. The engine's text stays in the log: it may hold paths or prompts."""
+    """The typed error for an engine's HTTP status. The engine's text goes no further: it may hold paths or prompts."""
     text = body.decode("utf-8", errors="replace")
-    log.warning("the engine refused a request", extra=fields(status=status, answer=text[:500]))
+    log.warning("the engine refused a request", extra=fields(status=status, kind=_kind_of(text)))
     wait = _retry_after(headers)
     error: MeshError
     match status:
@@ -312,7 +327,8 @@ def refusal(status: int, body: bytes, headers: Mapping[str, str]) -> MeshError:
             error = _lost("The engine was lost.")
         case _:
             error = Internal(
-                "The engine failed on this request; the worker's log has its words.", reason="ENGINE_FAILED"
+                "The engine failed on this request; its own lines in the worker's log may say why.",
+                reason="ENGINE_FAILED",
             )
     return error
 
