@@ -9,6 +9,7 @@ from mesh.balancing import Attempt, Balancer
 from mesh.deadline import Deadline
 from mesh.endpoint import Endpoint
 from mesh.errors import MeshError, Overloaded
+from mesh.hop_tracing import HopSpan
 from mesh.repetition import may_be_repeated, may_have_been_the_connection
 from mesh.resilience import RetryBudget
 
@@ -28,16 +29,25 @@ class Attempts:
         deadline: the call's.
         idempotent: whether its method may be carried out twice.
         evidence: whether the outcome says something about an endpoint's work.
+        span: the call's, in a trace.
     """
 
     def __init__(
-        self, balancer: Balancer, budget: RetryBudget, deadline: Deadline, *, idempotent: bool, evidence: bool = True
+        self,
+        balancer: Balancer,
+        budget: RetryBudget,
+        deadline: Deadline,
+        *,
+        idempotent: bool,
+        evidence: bool = True,
+        span: HopSpan | None = None,
     ) -> None:
         self._balancer = balancer
         self._budget = budget
         self._deadline = deadline
         self._idempotent = idempotent
         self._evidence = evidence
+        self._span = span
         self._tried: list[Endpoint] = []
         self._avoid: Sequence[Endpoint] = ()
         budget.record_call()
@@ -47,7 +57,11 @@ class Attempts:
         """The next attempt. Raises Unavailable where no endpoint serves."""
         with self._balancer.attempt(self._avoid, evidence=self._evidence) as attempt:
             self._tried.append(attempt.endpoint)
-            yield attempt
+            if self._span is None:
+                yield attempt
+                return
+            with self._span.attempt(attempt):
+                yield attempt
 
     def pause_before_another(self, error: MeshError) -> float | None:
         """Seconds to wait before the next attempt; None where there shall be none. Takes from the budget.
