@@ -29,25 +29,20 @@ class Attempts:
         deadline: the call's.
         idempotent: whether its method may be carried out twice.
         evidence: whether the outcome says something about an endpoint's work.
-        span: the call's, in a trace.
+
+    Attributes:
+        span: the call's, where it is traced.
     """
 
     def __init__(
-        self,
-        balancer: Balancer,
-        budget: RetryBudget,
-        deadline: Deadline,
-        *,
-        idempotent: bool,
-        evidence: bool = True,
-        span: HopSpan | None = None,
+        self, balancer: Balancer, budget: RetryBudget, deadline: Deadline, *, idempotent: bool, evidence: bool = True
     ) -> None:
         self._balancer = balancer
         self._budget = budget
         self._deadline = deadline
         self._idempotent = idempotent
         self._evidence = evidence
-        self._span = span
+        self.span: HopSpan | None = None
         self._tried: list[Endpoint] = []
         self._avoid: Sequence[Endpoint] = ()
         budget.record_call()
@@ -57,10 +52,10 @@ class Attempts:
         """The next attempt. Raises Unavailable where no endpoint serves."""
         with self._balancer.attempt(self._avoid, evidence=self._evidence) as attempt:
             self._tried.append(attempt.endpoint)
-            if self._span is None:
+            if self.span is None:
                 yield attempt
                 return
-            with self._span.attempt(attempt):
+            with self.span.attempt(attempt):
                 yield attempt
 
     def pause_before_another(self, error: MeshError) -> float | None:

@@ -87,7 +87,8 @@ current_call: ContextVar[CallContext | None] = ContextVar("current_call", defaul
 
 def current_metadata(traceparent: str = "") -> tuple[tuple[str, str], ...]:
     """The present request's identifiers as gRPC metadata, below another span where one is given; empty outside of a
-    request."""
+    request.
+    """
     call = current_call.get()
     if call is None:
         return ()

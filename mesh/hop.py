@@ -31,7 +31,6 @@ import grpc
 from mesh import tracing
 from mesh.attempts import Attempts
 from mesh.balancing import Attempt, BalancedChannel, BalancedMethod, Balancer
-
 from mesh.channel import CLIENT_OPTIONS, Target, endpoints_of, message_size_options
 from mesh.context import Priority, current_metadata, current_priority
 from mesh.deadline import Deadline
@@ -167,7 +166,8 @@ class Hop:
         ):
             deadline.require()
             balancer = await self._ready(deadline)
-            attempts = self._attempts(balancer, method, deadline, evidence=evidence, span=span)
+            attempts = self._attempts(balancer, method, deadline, evidence=evidence)
+            attempts.span = span
             while True:
                 try:
                     with attempts.next() as attempt, self._translate(balancer, deadline):
@@ -181,7 +181,9 @@ class Hop:
     async def _send(self, method: BalancedMethod, request: Any, attempt: Attempt, deadline: Deadline) -> Any:
         timeout = min(deadline.remaining(), self.settings.attempt_timeout_seconds)
         stub = method.on(attempt.endpoint)
-        return await self.transport.unary(stub, request, timeout=timeout, metadata=current_metadata(attempt.traceparent))
+        return await self.transport.unary(
+            stub, request, timeout=timeout, metadata=current_metadata(attempt.traceparent)
+        )
 
     async def stream(
         self, method: BalancedMethod, request: Any, *, deadline: Deadline | None = None
@@ -207,7 +209,8 @@ class Hop:
         ):
             deadline.require()
             balancer = await self._ready(deadline)
-            attempts = self._attempts(balancer, method, deadline, span=span)
+            attempts = self._attempts(balancer, method, deadline)
+            attempts.span = span
             answered = False
             while True:
                 try:
@@ -247,16 +250,9 @@ class Hop:
             raise
 
     def _attempts(
-        self,
-        balancer: Balancer,
-        method: BalancedMethod,
-        deadline: Deadline,
-        *,
-        span: HopSpan | None,
-        evidence: bool = True,
+        self, balancer: Balancer, method: BalancedMethod, deadline: Deadline, *, evidence: bool = True
     ) -> Attempts:
-        idempotent = method.name in self._idempotent
-        return Attempts(balancer, self._budget, deadline, idempotent=idempotent, evidence=evidence, span=span)
+        return Attempts(balancer, self._budget, deadline, idempotent=method.name in self._idempotent, evidence=evidence)
 
     async def _retrying(self, balancer: Balancer, method: BalancedMethod, error: MeshError, pause: float) -> None:
         self._retries += 1

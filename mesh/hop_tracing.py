@@ -14,7 +14,6 @@ from mesh.resilience import CircuitBreaker
 from mesh.tracing import Attributes, Kind
 from mesh.wire import grpc_code
 
-
 _REFUSED_BY = ((Overloaded, "limiter"), (CircuitOpen, "breaker"), (DeadlineExceeded, "deadline"))
 
 

@@ -111,6 +111,7 @@ def turn_on(process: str, environ: Mapping[str, str] = os.environ) -> None:
 
     Args:
         process: the service's name in traces, where ``OTEL_SERVICE_NAME`` gives no other.
+        environ: OpenTelemetry's variables. Its SDK reads more of them from the process's own.
 
     Raises:
         SettingsError: OpenTelemetry is not installed, or cannot do what its variables say.
@@ -132,7 +133,7 @@ def turn_on(process: str, environ: Mapping[str, str] = os.environ) -> None:
 
 def turn_off() -> None:
     """Send the last spans and take no more. Bounded, whatever the receiver does; nothing where traces are off."""
-    global active  # noqa: PLW0603 - as above
+    global active
     tracer, active = active, None
     if tracer is not None:
         tracer.stop(LAST_SPANS_SECONDS)

@@ -1,4 +1,4 @@
-"""OpenTelemetry's SDK behind `mesh.tracing`. Nothing else imports OpenTelemetry, and nobody imports this when it is off.
+"""OpenTelemetry's SDK behind `mesh.tracing`: the one module that imports it, and only imported where traces are on.
 
 Spans wait in a bounded queue and leave by a thread of their own: where the receiver is slow or away they are dropped,
 and no request notices. Spans are begun and ended by hand, never made current, so that OpenTelemetry's own context is
@@ -129,7 +129,7 @@ class SdkTracer:
 
 
 def _exporter(protocol: str) -> SpanExporter:
-    """By the standard's variables, which it reads by itself. Raises SettingsError for a protocol that is not offered."""
+    """It reads the standard's variables by itself. Raises SettingsError for a protocol that is not offered."""
     if protocol == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as ByGrpc
 
