@@ -313,11 +313,13 @@ class Batcher(Generic[W, R]):
             if len(results) != len(batch):
                 raise RuntimeError(f"the engine answered {len(results)} results for {len(batch)} items")
         except Exception as error:
+            ended = self._clock()
             self._recover(batch, error)
-            self._traces.computed(batch, started, loop=self._loop, error=error)
+            self._traces.computed(batch, started, ended, loop=self._loop, error=error)
             return
-        self._finish(batch, results, self._clock() - started)
-        self._traces.computed(batch, started, loop=self._loop)
+        ended = self._clock()
+        self._finish(batch, results, ended - started)
+        self._traces.computed(batch, started, ended, loop=self._loop)
 
     def _recover(self, batch: list[Entry[W, R]], error: Exception) -> None:
         """Have the parts of a failed batch tried again, or fail the request that stands alone."""

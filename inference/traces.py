@@ -59,6 +59,7 @@ class BatchTraces:
         self,
         batch: Sequence[Entry[Any, Any]],
         began: float,
+        ended: float,
         *,
         loop: asyncio.AbstractEventLoop | None,
         error: BaseException | None = None,
@@ -76,7 +77,7 @@ class BatchTraces:
             tokens=sum(entry.tokens for entry in batch),
             padded_tokens=longest * len(batch),
             began=began,
-            ended=self._clock(),
+            ended=ended,
             failure=type(error).__name__ if error is not None else "",
         )
         with suppress(RuntimeError):  # the loop has ended meanwhile
