@@ -87,7 +87,6 @@ def _begin(tracer: Tracer, exchange: Exchange, scope: Scope) -> Span:
             "http.request.method": method_label(scope),
             "url.scheme": scope.get("scheme", "http"),
             "url.path": exchange.path[:_LONGEST_TEXT],
-            "network.protocol.version": scope.get("http_version", "1.1"),
             "mesh.request_id": exchange.call.request_id,
             "mesh.priority": exchange.call.priority.value,
         },

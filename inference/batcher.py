@@ -313,9 +313,8 @@ class Batcher(Generic[W, R]):
             if len(results) != len(batch):
                 raise RuntimeError(f"the engine answered {len(results)} results for {len(batch)} items")
         except Exception as error:
-            ended = self._clock()
             self._recover(batch, error)
-            self._traces.computed(batch, started, ended, loop=self._loop, error=error)
+            self._traces.computed(batch, started, self._clock(), loop=self._loop, error=error)
             return
         ended = self._clock()
         self._finish(batch, results, ended - started)

@@ -8,7 +8,6 @@ from functools import lru_cache
 
 from mesh import tracing
 from mesh.balancing import Attempt
-from mesh.context import current_call
 from mesh.errors import CircuitOpen, DeadlineExceeded, MeshError, Overloaded
 from mesh.resilience import CircuitBreaker
 from mesh.tracing import Attributes, Kind
@@ -36,7 +35,6 @@ class HopSpan:
             "rpc.method": self._method,
             "server.address": address,
             "mesh.attempt": self._attempts,
-            "mesh.endpoint.health": attempt.endpoint.health,
         }
         if port:
             attributes["server.port"] = port
@@ -68,12 +66,15 @@ class HopSpan:
 
 
 def hop_span(hop: str, service: str, method: str, breaker: CircuitBreaker) -> HopSpan | None:
-    """The span of a call that begins now; None where it belongs to no traced request, as what a hop asks by itself."""
-    tracer, call = tracing.active, current_call.get()
-    if tracer is None or call is None or not call.traceparent:
+    """The span of a call that begins now; None where it belongs to no request whose trace is kept.
+
+    What a hop asks by itself belongs to none.
+    """
+    tracer, above = tracing.active, tracing.present()
+    if tracer is None or not above:
         return None
     attributes: Attributes = {"mesh.hop": hop, "mesh.breaker.state": breaker.snapshot().state.value}
-    span = tracer.begin(f"hop {hop}", parent=call.traceparent, attributes=attributes)
+    span = tracer.begin(f"hop {hop}", parent=above, attributes=attributes)
     return HopSpan(tracer, span, service=service, method=method)
 
 

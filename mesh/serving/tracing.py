@@ -10,15 +10,17 @@ from mesh.wire import grpc_code
 
 _QUESTIONS = frozenset({"Info", "GetLoad"})
 """Asked again and again by health scripts and hops: they are part of a trace that asks them, and begin none."""
-_FAULTS = frozenset(
-    {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "RESOURCE_EXHAUSTED"}
-)
-"""Statuses by which a server says that it failed; the others say that its caller did."""
+_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
+"""Statuses that are errors to a server's span, as the conventions for gRPC have it."""
 
 
 def rpc_span(tracer: Tracer, service: str, method: str, call: CallContext) -> Span | None:
-    """The span of a call that begins now; None for one that is not to be traced."""
-    if method in _QUESTIONS and not call.traceparent:
+    """The span of a call that begins now; None for one that is not to be traced.
+
+    Whoever began the trace has decided whether it is kept.
+    """
+    wanted = tracing.is_kept(call.traceparent) if call.traceparent else method not in _QUESTIONS
+    if not wanted:
         return None
     name = f"{service}/{method}"
     attributes: dict[str, tracing.Value] = {

@@ -219,6 +219,20 @@ async def test_a_trace_that_the_caller_does_not_keep_is_not_sent(collector: Coll
     assert len([span for span in collector.spans if span.name == METHOD]) == 2
 
 
+async def test_identifiers_travel_on_where_nothing_is_kept() -> None:
+    """A worker behind learns the trace of a caller that does not keep it, and tells nothing of it either."""
+    unkept = f"{KEPT_TRACE[:-1]}0"
+    token = current_call.set(CallContext(request_id="mine", traceparent=unkept))
+    try:
+        with recording() as tracer:
+            async with serve([(servicer := ScriptedEmbedding()).capability()]) as running:
+                async with AsyncEmbeddingServiceClient(running.target) as client:
+                    await client.embed(["a"])
+    finally:
+        current_call.reset(token)
+    assert (tracer.begun, servicer.traceparents) == ([], [unkept])
+
+
 async def test_a_collector_that_hangs_slows_nobody(collector: Collector, tmp_path: Path) -> None:
     """Requests go on while it holds a request for spans, and the end of the process waits for a bounded time."""
     collector.hangs = True

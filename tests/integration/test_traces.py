@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from mesh.testing.collector import Collector, SentSpan, collecting
 from ops.local.layout import CHECKOUT
+from ops.local.processes import wait_until
 from ops.local.testing import LocalMesh
 
 pytestmark = pytest.mark.integration
@@ -98,8 +100,6 @@ def test_an_embedding_is_one_trace_from_the_request_to_the_engines_batch(stand: 
 
 def test_requests_at_once_share_a_batch_that_is_linked_to_each_of_them(stand: Stand) -> None:
     """A batch that several requests are in stands in the trace of one, and knows the others by links."""
-    import concurrent.futures
-
     long = {"input": ["a long text about nothing in particular " * 20] * 64}
     with concurrent.futures.ThreadPoolExecutor(9) as pool:
         first = pool.submit(stand.http.post, "/v1/embeddings", json=long, headers=headers(100))
@@ -185,7 +185,7 @@ def test_a_bulk_job_is_seen_in_its_pipelines_trace(stand: Stand, tmp_path: Path)
     ]  # fmt: skip
     environ = {**os.environ, **stand.mesh.environ, "TRACEPARENT": headers(6)["traceparent"]}
     subprocess.run(command, env=environ, cwd=CHECKOUT, check=True, capture_output=True, timeout=120)
-    (job,) = stand.trace(6, ["bulk embed"])
+    (job,) = [span for span in stand.trace(6, ["bulk embed"]) if span.name == "bulk embed"]
     assert (job.service, job.parent) == ("bulk", "c" * 16)
     streams = [span for span in stand.collector.spans if span.name == "bulk stream"]
     assert streams
@@ -211,4 +211,5 @@ def test_the_log_names_the_trace(stand: Stand) -> None:
     """So that from a line to its trace, and back, is one search."""
     stand.http.post("/v1/embeddings", json={"input": "x"}, headers=headers(9))
     for process in ("gateway", "embedding"):
-        assert f"trace_id={9:032x}" in stand.mesh.log(process)
+        # The line follows the answer.
+        assert wait_until(lambda log=process: f"trace_id={9:032x}" in stand.mesh.log(log), seconds=5.0)
