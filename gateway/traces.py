@@ -99,7 +99,7 @@ def _begin(tracer: Tracer, exchange: Exchange, scope: Scope) -> Span:
 def _end(span: Span, exchange: Exchange, scope: Scope, status: int) -> None:
     """Say how it ended. A probe that was answered well is not kept: it asks every few seconds for ever."""
     route = route_label(scope)
-    if is_quiet(route, status):
+    if not tracing.is_kept(span.traceparent) or is_quiet(route, status):
         return
     attributes: dict[str, tracing.Value] = {"http.route": route, "mesh.outcome": exchange.outcome}
     if status:
