@@ -210,6 +210,8 @@ def test_probes_leave_no_trace_and_content_is_in_none(stand: Stand) -> None:
 def test_the_log_names_the_trace(stand: Stand) -> None:
     """So that from a line to its trace, and back, is one search."""
     stand.http.post("/v1/embeddings", json={"input": "x"}, headers=headers(9))
-    for process in ("gateway", "embedding"):
-        # The line follows the answer.
-        assert wait_until(lambda log=process: f"trace_id={9:032x}" in stand.mesh.log(log), seconds=5.0)
+    # The line follows the answer.
+    assert wait_until(
+        lambda: all(f"trace_id={9:032x}" in stand.mesh.log(process) for process in ("gateway", "embedding")),
+        seconds=5.0,
+    )
