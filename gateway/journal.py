@@ -31,6 +31,16 @@ def route_label(scope: Scope) -> str:
     return str(getattr(scope.get("route"), "path", "unmatched"))
 
 
+def method_label(scope: Scope) -> str:
+    """The request's method, which is the client's word too: one that nobody serves is ``other``."""
+    return scope["method"] if scope["method"] in _METHODS else "other"
+
+
+def is_quiet(route: str, status: int) -> bool:
+    """Whether it is a probe that was answered well, which nobody wants to read about."""
+    return route in _QUIET_ROUTES and status < 400
+
+
 @cache
 def _series(route: str, method: str, status: int) -> tuple[Counter, Histogram]:
     """The time series of a request; finding one by its labels costs as much as all the rest of the counting."""
@@ -51,12 +61,10 @@ class Journal:
         """Keep what is to be kept of a request that was answered with ``status``."""
         milliseconds = exchange.elapsed_ms()
         route = route_label(scope)
-        # Methods are the client's words too.
-        method = scope["method"] if scope["method"] in _METHODS else "other"
-        requests, latency = _series(route, method, status)
+        requests, latency = _series(route, method_label(scope), status)
         requests.inc()
         latency.observe(milliseconds / 1000)
-        if route in _QUIET_ROUTES and status < 400:
+        if is_quiet(route, status):
             return
         if exchange.refused and not self._refusals.told_singly(_Kind(route, exchange.dialect.value, exchange.outcome)):
             return

@@ -38,6 +38,7 @@ from llm_service.metrics import (
     Published,
 )
 from llm_service.schemas import check_schemas
+from llm_service.traces import Written, told
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
@@ -136,10 +137,16 @@ class Writer:
             request = await self.engine.prepare(request)
             async with (
                 place.slot(_tokens_to_read(request)),
-                aclosing(self._write(request, deadline, arrived)) as events,
+                aclosing(self._told(request, deadline, arrived)) as events,
             ):
                 async for event in events:
                     yield event
+
+    def _told(self, request: Generation, deadline: Deadline, arrived: float) -> AsyncGenerator[Event, None]:
+        about = Written(
+            request=request, model=self.model_name, engine=self.engine.name, arrived=arrived, clock=self._clock
+        )
+        return told(self._write(request, deadline, arrived), about)
 
     async def count(self, request: Generation, deadline: Deadline) -> TokenCount:
         """What the prompt takes of the context; nothing is written.

@@ -29,6 +29,7 @@ from typing import Any
 
 import grpc
 
+from mesh import tracing
 from mesh.attempts import Attempts
 from mesh.balancing import Attempt, BalancedChannel, BalancedMethod, Balancer
 from mesh.breaker_series import announce_breaker, breaker_moved
@@ -39,6 +40,7 @@ from mesh.endpoint import EndpointHealth
 from mesh.errors import BreakerEffect, MeshError, Unavailable
 from mesh.hop_settings import HopSettings
 from mesh.hop_status import HopStatus, Latencies, Meter
+from mesh.hop_tracing import HopSpan, hop_span
 from mesh.outgoing import Outgoing
 from mesh.resilience import (
     AdaptiveLimiter,
@@ -150,13 +152,14 @@ class Hop:
         # The breaker is asked inside the limiter: a probe's place taken and then refused would never be given back.
         admit = self.breaker.guard if evidence else self.breaker.pass_by
         with (
-            self._observe(method, sampled=evidence),
+            self._observe(method, sampled=evidence) as span,
             self.limiter.slot(current_priority(), seconds=deadline.remaining()),
             admit(),
         ):
             deadline.require()
             balancer = await self._ready(deadline)
             attempts = self._attempts(balancer, method, deadline, evidence=evidence)
+            attempts.span = span
             while True:
                 try:
                     with attempts.next() as attempt, self._translate(balancer, deadline):
@@ -170,7 +173,9 @@ class Hop:
     async def _send(self, method: BalancedMethod, request: Any, attempt: Attempt, deadline: Deadline) -> Any:
         timeout = min(deadline.remaining(), self.settings.attempt_timeout_seconds)
         stub = method.on(attempt.endpoint)
-        return await self.transport.unary(stub, request, timeout=timeout, metadata=current_metadata())
+        return await self.transport.unary(
+            stub, request, timeout=timeout, metadata=current_metadata(attempt.traceparent)
+        )
 
     async def stream(
         self, method: BalancedMethod, request: Any, *, deadline: Deadline | None = None
@@ -190,13 +195,14 @@ class Hop:
             request = Outgoing(request)
         with (
             _as_itself(),
-            self._observe(method),
+            self._observe(method) as span,
             self.limiter.slot(current_priority(), seconds=deadline.remaining()),
             self.breaker.guard() as permit,
         ):
             deadline.require()
             balancer = await self._ready(deadline)
             attempts = self._attempts(balancer, method, deadline)
+            attempts.span = span
             answered = False
             while True:
                 try:
@@ -223,7 +229,8 @@ class Hop:
         stub = method.on(attempt.endpoint)
         try:
             with self._translate(attempt.balancer, deadline) as outcome:
-                sent = self.transport.stream(stub, request, timeout=deadline.remaining(), metadata=current_metadata())
+                metadata = current_metadata(attempt.traceparent)
+                sent = self.transport.stream(stub, request, timeout=deadline.remaining(), metadata=metadata)
                 async with aclosing(sent) as replies:
                     async for reply in replies:
                         outcome.answered = True
@@ -304,15 +311,16 @@ class Hop:
         return Deadline.after(self.settings.default_deadline_seconds, imposed=True)
 
     @contextmanager
-    def _observe(self, method: BalancedMethod, *, sampled: bool = True) -> Iterator[None]:
+    def _observe(self, method: BalancedMethod, *, sampled: bool = True) -> Iterator[HopSpan | None]:
         meter = self._meter(method.name)
         started = time.monotonic()
-        outcome = "cancelled"
+        outcome, failure = "cancelled", None
+        span = None if tracing.active is None else hop_span(self.name, self.service, method.name, self.breaker)
         try:
-            yield
+            yield span
             outcome = "ok"
         except MeshError as error:
-            outcome = error.code
+            outcome, failure = error.code, error
             raise
         finally:
             seconds = time.monotonic() - started
@@ -320,6 +328,8 @@ class Hop:
             if sampled and outcome == "ok":
                 self._latencies.samples.append(seconds)
             meter.record(outcome, seconds)
+            if span is not None:
+                span.end(outcome, failure)
 
     def _meter(self, method: str) -> Meter:
         if method not in self._meters:

@@ -107,6 +107,8 @@ class _JsonFormatter(logging.Formatter):
         call = current_call.get()
         if call is not None:
             line["request_id"] = call.request_id
+            if call.traceparent:
+                line["trace_id"] = call.trace_id
         line.update(getattr(record, "fields", {}))
         if record.exc_info:
             line["exception"] = _traceback(self, record)
@@ -132,6 +134,8 @@ class _TextFormatter(logging.Formatter):
         call = current_call.get()
         if call is not None:
             values.setdefault("request_id", call.request_id)
+            if call.traceparent:
+                values.setdefault("trace_id", call.trace_id)
         tail = "".join(f" {key}={_on_one_line(value)}" for key, value in values.items())
         stamp = time.strftime("%H:%M:%S", time.localtime(record.created)) + f".{int(record.msecs):03d}"
         line = f"{stamp} {record.levelname:<7} {self._process}: {_message(record)}{tail}"

@@ -15,6 +15,7 @@ from llm_service.engine_http import EngineTransport
 from llm_service.engines.chunks import NotAChunk, NotWhole, chunk_of, joined
 from llm_service.generation import Accepted, Ended, Ending, EngineEvent, Generation, Message, Piece, Usage
 from llm_service.sse import EventTooLong, events
+from mesh.context import TRACEPARENT_KEY, current_call
 from mesh.errors import Internal, InvalidRequest, MeshError, NotFound, Overloaded, Unavailable, WrongState
 from mesh.generation import Image, ResponseFormat, Tool, ToolChoice, ToolChoiceMode
 from mesh.telemetry import fields, get_logger
@@ -141,6 +142,12 @@ def _format(wanted: ResponseFormat) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": described}
 
 
+def _trace() -> dict[str, str]:
+    """The trace that the present request belongs to, for an engine that traces too."""
+    call = current_call.get()
+    return {TRACEPARENT_KEY: call.traceparent} if call is not None and call.traceparent else {}
+
+
 async def stream(
     client: httpx.AsyncClient, url: str, body: Mapping[str, Any], *, apart: bool = False
 ) -> AsyncGenerator[EngineEvent, None]:
@@ -157,7 +164,7 @@ async def stream(
             in which a choice has no end.
     """
     try:
-        async with client.stream("POST", url, json={**body, "stream": True}) as response:
+        async with client.stream("POST", url, json={**body, "stream": True}, headers=_trace()) as response:
             if response.status_code != httpx.codes.OK:
                 raise refusal(response.status_code, (await response.aread())[:20_000], response.headers)
             answer = _Answer(int(body.get("n") or 1), apart=apart)
