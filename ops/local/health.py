@@ -66,6 +66,8 @@ def find_problems(state: MeshState, *, logs: Path | None) -> list[str]:
         logs: where the processes' logs are, where the mesh is this machine's own.
     """
     if not state.ready:
+        if state.locked:
+            return [f"gateway: {state.error}."]
         remedy = "Start the mesh: ./scripts/start_torch_isolation.sh" if logs else "Check the URL and the network."
         return [f"gateway: {state.error}. {remedy}"]
     if not state.hops:

@@ -150,7 +150,7 @@ async def test_refusals_have_the_dialects_shape(  # noqa: PLR0917 - a table's co
     ],
 )
 async def test_a_key_that_was_good_is_told_so(
-    given: dict[str, int], told: str, book: KeyFile, open_gateway: Open
+    given: dict[str, Any], told: str, book: KeyFile, open_gateway: Open
 ) -> None:
     """Who holds the whole key learns why it is refused."""
     key = book.add(**given)

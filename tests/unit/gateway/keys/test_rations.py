@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -121,7 +122,7 @@ def counted(path: str, answer: httpx.Response) -> int:
     if path == "/v2/rerank":
         return int(answer.json()["meta"]["tokens"]["input_tokens"])
     if answer.headers["content-type"].startswith("text/event-stream"):
-        return int(answer.text.rpartition('"total_tokens":')[2].partition(",")[0].strip("}"))
+        return int(re.findall(r'"total_tokens":([0-9]+)', answer.text)[-1])
     usage = answer.json()["usage"]
     return int(usage.get("total_tokens") or usage["input_tokens"] + usage["output_tokens"])
 
