@@ -18,6 +18,10 @@ _ID_LENGTH = 10
 _SECRET_LENGTH = 43
 """Of 62 letters: 256 bits, which nobody guesses. So a plain hash keeps it, and no slow one needs to."""
 _CHECKSUM_LENGTH = 6
+ID_PLACE = slice(5, 5 + _ID_LENGTH)
+"""Where a key has its id."""
+KEY_LENGTH = ID_PLACE.stop + 1 + _SECRET_LENGTH + _CHECKSUM_LENGTH
+"""Letters of a key."""
 _FORM = re.compile(
     rf"(mesh_([{_ID_ALPHABET}]{{{_ID_LENGTH}}})_[{_BASE62}]{{{_SECRET_LENGTH}}})([{_BASE62}]{{{_CHECKSUM_LENGTH}}})"
 )

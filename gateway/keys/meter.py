@@ -12,7 +12,7 @@ from mesh.clock import Clock, monotonic
 Bound = Literal["requests", "tokens", "concurrency"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Grant:
     """What a meter says to a request.
 

@@ -77,17 +77,23 @@ class _Rationed:
         return self._grant.reserved + self._pieces if counted is None else counted
 
 
+_REQUESTS = (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests")
+_TOKENS = (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens")
+_ANTHROPIC_REQUESTS = (b"anthropic-ratelimit-requests-limit", b"anthropic-ratelimit-requests-remaining")
+_ANTHROPIC_TOKENS = (b"anthropic-ratelimit-tokens-limit", b"anthropic-ratelimit-tokens-remaining")
+
+
 def _told_headers(grant: Grant, dialect: Dialect) -> list[tuple[bytes, bytes]]:
-    names = "anthropic-ratelimit-{1}-{0}" if dialect is Dialect.ANTHROPIC else "x-ratelimit-{0}-{1}"
+    anthropic = dialect is Dialect.ANTHROPIC
     counts = (
-        ("requests", grant.limits.requests_per_minute, grant.requests_left),
-        ("tokens", grant.limits.tokens_per_minute, grant.tokens_left),
+        (_ANTHROPIC_REQUESTS if anthropic else _REQUESTS, grant.limits.requests_per_minute, grant.requests_left),
+        (_ANTHROPIC_TOKENS if anthropic else _TOKENS, grant.limits.tokens_per_minute, grant.tokens_left),
     )
     return [
-        (names.format(what, of).encode(), b"%d" % value)
-        for of, limit, rest in counts
+        (name, b"%d" % value)
+        for names, limit, rest in counts
         if limit is not None and rest is not None
-        for what, value in (("limit", limit), ("remaining", rest))
+        for name, value in zip(names, (limit, rest), strict=True)
     ]
 
 
