@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from gateway.testing.keys import KeyFile
 from mesh.errors import Unauthenticated
 from mesh.settings import SettingsError
 
+ROOT = Path(__file__).parents[4]
 NOW = 1_700_000_500.0
 
 
@@ -126,3 +129,18 @@ def test_beyond_loopback_the_gateway_needs_keys_or_a_clear_word(host: str, book:
 def test_on_loopback_nobody_needs_a_key(host: str) -> None:
     """A mesh on one's own machine starts as it always did."""
     create_app(GatewaySettings.model_validate({"host": host}), peers=FakePeers().as_peers())
+
+
+def test_without_keys_nothing_of_them_is_loaded_or_asked() -> None:
+    """What is off costs nothing: no module beyond the settings, no layer, and one look at the door."""
+    look = (
+        "import sys; from gateway.app import create_app; from gateway.settings import GatewaySettings as S\n"
+        "app = create_app(S()); stack, layers = app.middleware_stack, []\n"
+        "while hasattr(stack, '_app'): layers.append(type(stack).__name__); stack = stack._app\n"
+        "print(layers, sorted(name for name in sys.modules if name.startswith('gateway.keys.')))"
+    )
+    ended = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == (
+        "['Account', 'Framing', 'Admission', 'BodyCap', 'Attention'] "
+        "['gateway.keys.building', 'gateway.keys.records', 'gateway.keys.settings']"
+    )
