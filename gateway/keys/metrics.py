@@ -12,11 +12,3 @@ KEYS_REFUSED = Counter(
 )
 KEYS_USABLE = Gauge("mesh_keys_usable", "Keys that were usable when the file was read last.")
 KEYS_FILE_READABLE = Gauge("mesh_keys_file_readable", "0 while the file of keys cannot be read again.")
-KEYS_LIMITS_SHARED = Gauge(
-    "mesh_keys_limits_shared", "1 while limits are counted in Redis; 0 while each gateway counts by itself."
-)
-KEYS_REDIS_ERRORS = Counter(
-    "mesh_keys_redis_errors_total",
-    "Operations on Redis that failed, by reason, or were left out while the breaker is open (CIRCUIT_OPEN).",
-    ["operation", "error"],
-)

@@ -19,13 +19,24 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from prometheus_client import Counter, Gauge
+
 from gateway.guarded_redis import GuardedRedis
 from gateway.keys.meter import Bound, Grant, MemoryMeter
-from gateway.keys.metrics import KEYS_LIMITS_SHARED, KEYS_REDIS_ERRORS
 from gateway.keys.records import Limits
 from mesh.clock import Clock, monotonic
 from mesh.errors import MeshError
 from mesh.resilience import BreakerState
+
+# Here, so that a gateway that was told to count in memory has no series that says 0.
+KEYS_LIMITS_SHARED = Gauge(
+    "mesh_keys_limits_shared", "1 while limits are counted in Redis; 0 while each gateway counts by itself."
+)
+KEYS_REDIS_ERRORS = Counter(
+    "mesh_keys_redis_errors_total",
+    "Operations on Redis that failed, by reason, or were left out while the breaker is open (CIRCUIT_OPEN).",
+    ["operation", "error"],
+)
 
 LEASE_SECONDS = 30.0
 TELL_SECONDS = 10.0
