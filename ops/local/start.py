@@ -68,7 +68,9 @@ def _run(
     record = Record(run_id=secrets.token_hex(16), mode="local", gateway_url=topology.gateway_url, ports=ports)
     try:
         record.write(layout.record)
-        supervisor = launch(topology, layout, run_id=record.run_id, environ=environ)
+        # The key is this command's own: no process that it starts needs to know it.
+        inherited = {name: value for name, value in environ.items() if name != KEY_VARIABLE}
+        supervisor = launch(topology, layout, run_id=record.run_id, environ=inherited)
         console.say("Starting " + ", ".join(topology.names))
         readiness = wait_ready(
             console,
