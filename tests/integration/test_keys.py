@@ -18,7 +18,7 @@ MakeMesh = Callable[..., LocalMesh]
 
 
 def test_a_mesh_with_keys_starts_serves_and_is_looked_at_with_them(small_mesh: MakeMesh, tmp_path: Path) -> None:
-    """Beyond loopback it starts with keys only; the scripts need an operator's, and say so; workers answer the tenants."""
+    """Beyond loopback it starts with keys only; the scripts need an operator's, and say so; tenants are served."""
     book = KeyFile(tmp_path / "book" / "keys.json")
     user, operator = book.add(tenant="search"), book.add(Role.OPERATOR, tenant="ops")
     open_to_all = small_mesh(GATEWAY_HOST="0.0.0.0").start("--wait-seconds", "60")
