@@ -16,6 +16,7 @@ from gateway.api import Api, Exact, PlainRoute
 from gateway.attention import Attention
 from gateway.catalogue import Catalogue
 from gateway.door import Door
+from gateway.keys.building import Keys, guarding, rationing, with_keys
 from gateway.lifecycle import Lifecycle
 from gateway.middleware import Account, BodyCap, BodyLimits, Framing, folded
 from gateway.peers import Peers
@@ -117,6 +118,8 @@ def create_app(
     peers = replace(peers, embedder=with_vector_cache(peers.embedder, settings))
     lifecycle = lifecycle or Lifecycle()
     door = door or Door.of(settings, lifecycle)
+    keys = with_keys(settings)
+    door.guard = keys.guard if keys else None
     app = FastAPI(
         title="Torch Isolation Mesh",
         version=VERSION,
@@ -125,9 +128,9 @@ def create_app(
         redirect_slashes=False,
         # FastAPI's own telemetry asks three providers per request, and can record bodies; ours does neither.
         telemetry={"tracing": False, "metrics": False, "logs": False},
-        lifespan=_lifespan(peers, lifecycle),
+        lifespan=_lifespan(peers, lifecycle, keys),
     )
-    door.routes.update(_mount(app, settings, peers, lifecycle))
+    door.routes.update(_mount(app, settings, peers, lifecycle, keys))
     limits = settings.limits
     body_limits = BodyLimits(
         json_bytes=limits.max_json_bytes,
@@ -145,7 +148,9 @@ def create_app(
         *(() if tracing.active is None else (Traced,)),
         partial(Account, journal=door.journal, lifecycle=lifecycle),
         Framing,
+        *guarding(keys),
         partial(Admission, places=door.places),
+        *rationing(keys),
         partial(BodyCap, limits=body_limits),
         Attention,
     )
@@ -153,7 +158,7 @@ def create_app(
 
 
 def _mount(
-    app: FastAPI, settings: GatewaySettings, peers: Peers, lifecycle: Lifecycle
+    app: FastAPI, settings: GatewaySettings, peers: Peers, lifecycle: Lifecycle, keys: Keys | None
 ) -> Mapping[tuple[str, str], PlainRoute]:
     """Routes are tried in this order, so those that are asked most stand first. Returns them by method and path."""
     catalogue = Catalogue(peers, aliases=settings.models.aliases, info_seconds=settings.timeouts.info_seconds)
@@ -167,6 +172,7 @@ def _mount(
         targets=_targets(settings),
         hints=_CHOOSE_ANOTHER,
     )
+    report.keys = keys.status if keys else None
     api = Api(app)
     EmbeddingsRoute(peers.embedder, catalogue, vocabulary, settings).mount(api)
     ChatRoute(scribe).mount(api)
@@ -209,17 +215,23 @@ def _vocabulary_folder(settings: GatewaySettings) -> Path | None:
     return settings.vocabulary.directory or (Path(cached) if cached else None)
 
 
-def _lifespan(peers: Peers, lifecycle: Lifecycle) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    peers: Peers, lifecycle: Lifecycle, keys: Keys | None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """Hops live as long as the app, on its event loop. Workers that are down do not stop the start."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 - Starlette's signature
         peers.start()
+        if keys:
+            keys.start()
         lifecycle.ready = True
         try:
             yield
         finally:
             lifecycle.ready = False
+            if keys:
+                await keys.close()
             await peers.close()
 
     return lifespan

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from starlette.types import Scope
 
 from gateway.admission import ALWAYS, Places
@@ -19,6 +21,9 @@ from mesh import tracing
 from mesh.context import current_call
 from mesh.errors import MeshError
 
+if TYPE_CHECKING:
+    from gateway.keys.guard import Guard
+
 
 class Door:
     """Stands before the layers: says the same as they would, for half of the time that it takes to come to them.
@@ -32,6 +37,8 @@ class Door:
         self._lifecycle = lifecycle
         self.routes: dict[tuple[str, str], PlainRoute] = {}
         """Where a method of a path leads, and whose room it needs; whoever mounts the routes fills it."""
+        self.guard: Guard | None = None
+        """Who knows the callers; whoever builds the app sets it, where keys are asked for."""
         self._unread = UnreadLimits()
         self._traces = DoorTraces()
 
@@ -55,7 +62,8 @@ class Door:
         if b"upgrade" in exchange.headers or not self._unread.keeps(exchange):
             return None  # the layers end such a connection
         route = self.routes.get((scope["method"], scope["path"]))
-        error = self.places.busy() or _without_room(route, exchange)
+        stranger = self.guard.refusal(exchange, scope) if self.guard is not None else None
+        error = stranger or self.places.busy() or _without_room(route, exchange)
         if error is None:
             return None
         if route is not None:

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from gateway.dialects import Dialect, dialect_of
+from gateway.keys.records import KeyRecord
 from mesh.clock import Clock, monotonic
 from mesh.context import (
     PRIORITY_KEY,
@@ -58,6 +59,8 @@ class Exchange:
     """Whether it was turned away because something is busy or away, which may befall thousands a second."""
     misframed: bool = False
     """Whether nobody can say where the request ends, so that nothing may be read behind it."""
+    caller: KeyRecord | None = None
+    """Whose key let it in; None where none was asked for."""
     answered: float | None = None
     """When the answer's last byte was sent."""
 

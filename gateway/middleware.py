@@ -1,5 +1,5 @@
 """The layers around the routes, as plain ASGI. Outermost first: `Account`, `Framing`, `Admission`,
-`BodyCap`, `Attention`.
+`BodyCap`, `Attention`; with keys, `Guarded` before and `Rationed` behind `Admission` (`gateway.keys`).
 
 `Account` stands outside because every failure, of the other layers too, must be rendered, counted and logged once.
 `Admission` comes before anything that costs, `BodyCap` before anything that reads. `Attention`, in a module of its own,
@@ -30,6 +30,7 @@ from mesh.errors import (
     NotFound,
     Overloaded,
     PayloadTooLarge,
+    Unauthenticated,
     Unavailable,
 )
 from mesh.telemetry import get_logger
@@ -148,7 +149,7 @@ class _Answer:
         if self.status or isinstance(error, Cancelled):
             self.status = self.status or error.http_status
             return
-        exchange.refused = isinstance(error, (Overloaded, Unavailable))
+        exchange.refused = isinstance(error, (Overloaded, Unavailable, Unauthenticated))
         shown = problem(error, dialect=exchange.dialect, call=exchange.call, path=exchange.path)
         body = shown.body
         headers = [*shown.raw_headers, (b"content-length", b"%d" % len(body))]
@@ -269,6 +270,8 @@ class BodyCap:
             return
         exchange = Exchange.at(scope)
         most, seconds = self._limits.of(exchange.path, exchange.headers.get(b"content-type", b""))
+        if exchange.caller is not None:
+            most = exchange.caller.limits.bytes_within(most)
         declared = exchange.headers.get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > most:
             raise _too_large(most)

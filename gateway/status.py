@@ -89,6 +89,8 @@ class StatusReport:
         self._info_seconds = info_seconds
         self._targets = targets
         self._hints = hints
+        self.keys: Callable[[], dict[str, Any]] | None = None
+        """What there is to tell about keys; whoever builds the report sets it, where keys are asked for."""
         self._asked: Sequence[tuple[Peer, _Inquiry]] = (
             (peers.embedder, _Inquiry(self._embedding)),
             (peers.reranker, _Inquiry(self._reranking)),
@@ -108,6 +110,7 @@ class StatusReport:
                 "uptime_seconds": round(self._lifecycle.uptime_seconds(), 1),
                 "draining": self._lifecycle.draining,
             },
+            "keys": self.keys() if self.keys else None,
             "hops": hops,
         }
 

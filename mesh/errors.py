@@ -11,6 +11,7 @@
     ├── PayloadTooLarge           over a stated limit                                 OUT_OF_RANGE        413
     ├── WrongState                the model cannot do this                            FAILED_PRECONDITION 409
     ├── Overloaded                too much at once; come back after retry_after       RESOURCE_EXHAUSTED  429
+    │   ├── RateLimited           … more than this caller may ask                     RESOURCE_EXHAUSTED  429
     │   └── GpuOutOfMemory        … the device's memory, after splitting the batch    RESOURCE_EXHAUSTED  503
     ├── Unavailable               down, warming up or draining                        UNAVAILABLE         503
     │   ├── CircuitOpen           … refused here, without asking the peer             UNAVAILABLE         503
@@ -153,6 +154,12 @@ class Overloaded(MeshError):
     http_status = 429
     retry = RetryAdvice.AFTER_DELAY
     breaker = BreakerEffect.BUSY
+
+
+class RateLimited(Overloaded):
+    """More than this caller may ask, whoever else does. Worth trying again after ``retry_after``."""
+
+    code = "rate_limited"
 
 
 class GpuOutOfMemory(Overloaded):

@@ -43,7 +43,7 @@ def health(layout: Layout, console: Console, *, gateway: str | None, as_json: bo
 
 def render(url: str, state: MeshState, problems: Sequence[str]) -> list[str]:
     """The table, and below it each problem with what to do."""
-    gateway = "SERVING" if state.ready else "UNREACHABLE"
+    gateway = "SERVING" if state.ready else "KEY WANTED" if state.locked else "UNREACHABLE"
     rows = [("gateway", url, gateway, "-", _milliseconds(state.latency_ms), "-")]
     rows += [_row(hop) for hop in state.hops]
     return [*render_table(_HEADER, rows), *([""] if problems else []), *problems]
@@ -66,6 +66,8 @@ def find_problems(state: MeshState, *, logs: Path | None) -> list[str]:
         logs: where the processes' logs are, where the mesh is this machine's own.
     """
     if not state.ready:
+        if state.locked:
+            return [f"gateway: {state.error}."]
         remedy = "Start the mesh: ./scripts/start_torch_isolation.sh" if logs else "Check the URL and the network."
         return [f"gateway: {state.error}. {remedy}"]
     if not state.hops:

@@ -17,7 +17,7 @@ from ops.local.models import prepare_models
 from ops.local.ports import refuse_taken
 from ops.local.processes import ignore_interrupts, marked
 from ops.local.record import Record, exclusive
-from ops.local.status import fetch
+from ops.local.status import KEY_VARIABLE, MeshState, fetch
 from ops.local.stop import bring_down
 from ops.local.supervisor import Supervisor, launch
 from ops.local.topology import Topology, plan
@@ -68,11 +68,13 @@ def _run(
     record = Record(run_id=secrets.token_hex(16), mode="local", gateway_url=topology.gateway_url, ports=ports)
     try:
         record.write(layout.record)
-        supervisor = launch(topology, layout, run_id=record.run_id, environ=environ)
+        # The key is this command's own: no process that it starts needs to know it.
+        inherited = {name: value for name, value in environ.items() if name != KEY_VARIABLE}
+        supervisor = launch(topology, layout, run_id=record.run_id, environ=inherited)
         console.say("Starting " + ", ".join(topology.names))
         readiness = wait_ready(
             console,
-            state=lambda: fetch(topology.gateway_url, timeout=2.0),
+            state=lambda: _unlocked(fetch(topology.gateway_url, timeout=2.0)),
             processes=supervisor.processes,
             limit_seconds=options.wait_seconds,
         )
@@ -82,6 +84,13 @@ def _run(
             bring_down(layout, record)
         raise
     return _report_started(readiness, record, topology, layout, console)
+
+
+def _unlocked(state: MeshState) -> MeshState:
+    """The state, where the gateway tells it to us. Otherwise nobody here could say when the mesh has come up."""
+    if state.locked:
+        raise OperatorError(f"{state.error}.", hint=f"{KEY_VARIABLE}=mesh_… ./scripts/start_torch_isolation.sh")
+    return state
 
 
 def _report_started(readiness: Readiness, record: Record, topology: Topology, layout: Layout, console: Console) -> int:

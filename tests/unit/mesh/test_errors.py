@@ -25,6 +25,7 @@ TABLE = {
     "PayloadTooLarge": ("OUT_OF_RANGE", 413, NEVER, SUCCESS),
     "WrongState": ("FAILED_PRECONDITION", 409, NEVER, SUCCESS),
     "Overloaded": ("RESOURCE_EXHAUSTED", 429, LATER, BUSY),
+    "RateLimited": ("RESOURCE_EXHAUSTED", 429, LATER, BUSY),
     "GpuOutOfMemory": ("RESOURCE_EXHAUSTED", 503, NEVER, FAILURE),
     "Unavailable": ("UNAVAILABLE", 503, IDEMPOTENT, FAILURE),
     "CircuitOpen": ("UNAVAILABLE", 503, NEVER, NEUTRAL),
