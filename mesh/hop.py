@@ -24,7 +24,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -58,6 +58,9 @@ from mesh.telemetry import (
 from mesh.transport import Transport
 from mesh.wire import from_rpc_error
 
+if TYPE_CHECKING:  # cryptography is not loaded for a hop without TLS
+    from mesh.tls.client import ClientTls
+
 __all__ = ["Hop", "HopSettings", "HopStatus"]
 
 log = get_logger(__name__)
@@ -75,6 +78,7 @@ class Hop:
         transport: on an event loop or blocking.
         settings: limits and times.
         circuit_breaker: one made by the caller; otherwise made from the settings.
+        tls: certificates of this process, and whose it trusts; None connects in plaintext.
         idempotent_methods: methods that gRPC's core may send again when the peer was unavailable.
     """
 
@@ -87,12 +91,14 @@ class Hop:
         transport: Transport,
         settings: HopSettings | None = None,
         circuit_breaker: CircuitBreaker | None = None,
+        tls: ClientTls | None = None,
         idempotent_methods: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.service = service
         self.settings = settings or HopSettings()
         self.transport = transport
+        self._tls = tls
         self.breaker = circuit_breaker or self._new_breaker()
         self.breaker.name = name
         self.breaker.listener = self._breaker_moved
@@ -286,6 +292,7 @@ class Hop:
                     options=(*CLIENT_OPTIONS, *message_size_options(self.settings.max_message_bytes)),
                     new_breaker=self._new_breaker,
                     on_serving=self.breaker.peer_is_serving,
+                    tls=self._tls,
                 )
                 balancer.start()
                 self._balancer = balancer
