@@ -73,9 +73,10 @@ class StatusReport:
         info_seconds: how long a worker may take to say what it serves.
         targets: where each hop leads, as configured, by its name.
         hints: how to choose what else each hop's worker serves, by its name.
+        certificate: tells the gateway's own certificate; None where the hops are plaintext.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - made in one place, by the composition root, by names
         self,
         peers: Peers,
         lifecycle: Lifecycle,
@@ -83,12 +84,14 @@ class StatusReport:
         info_seconds: float,
         targets: Mapping[str, str],
         hints: Mapping[str, str],
+        certificate: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         self._peers = peers
         self._lifecycle = lifecycle
         self._info_seconds = info_seconds
         self._targets = targets
         self._hints = hints
+        self._certificate = certificate
         self._asked: Sequence[tuple[Peer, _Inquiry]] = (
             (peers.embedder, _Inquiry(self._embedding)),
             (peers.reranker, _Inquiry(self._reranking)),
@@ -107,6 +110,7 @@ class StatusReport:
                 "started_unix_seconds": self._lifecycle.started_unix_seconds,
                 "uptime_seconds": round(self._lifecycle.uptime_seconds(), 1),
                 "draining": self._lifecycle.draining,
+                "certificate": self._certificate() if self._certificate else None,
             },
             "hops": hops,
         }

@@ -98,7 +98,7 @@ class Hop:
         self.service = service
         self.settings = settings or HopSettings()
         self.transport = transport
-        self._tls = tls
+        self._tls = tls.for_hop(name) if tls is not None else None
         self.breaker = circuit_breaker or self._new_breaker()
         self.breaker.name = name
         self.breaker.listener = self._breaker_moved

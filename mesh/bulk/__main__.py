@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -20,6 +21,11 @@ from mesh.bulk.progress import ProgressBar
 from mesh.bulk.reading import Fields, InputFormat
 from mesh.clients import AsyncEmbeddingServiceClient
 from mesh.clients.embedding import EmbedOptions, InputType, Truncation
+from mesh.settings import SettingsError
+from mesh.tls.configured import client_tls
+
+if TYPE_CHECKING:  # cryptography is not loaded without TLS
+    from mesh.tls.client import ClientTls
 
 EXIT_STOPPED = 1
 EXIT_REFUSED = 2
@@ -34,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Embed a file. Returns the exit code: 1 when it stopped before the end, 2 when it refused to begin."""
     options = _parse(arguments)
     try:
-        job = _job(options)
+        job, tls = _job(options), client_tls()
         with _quiet_hop(), ProgressBar() as progress, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            finished = runner.run(_embed(job, options.target, progress))
-    except Refused as refused:
+            finished = runner.run(_embed(job, options.target, tls, progress))
+    except (Refused, SettingsError) as refused:
         return _end(str(refused), EXIT_REFUSED)
     except BadLine as bad:
         return _end(
@@ -67,12 +73,12 @@ def _quiet_hop() -> Iterator[None]:
         logger.setLevel(level)
 
 
-async def _embed(job: EmbedJob, target: str, progress: ProgressBar) -> Finished:
+async def _embed(job: EmbedJob, target: str, tls: ClientTls | None, progress: ProgressBar) -> Finished:
     task = asyncio.current_task()
     if task is not None:
         # The runner turns Ctrl-C into a cancellation; an end that is asked for politely gets the same.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    async with AsyncEmbeddingServiceClient(target) as client:
+    async with AsyncEmbeddingServiceClient(target, tls=tls) as client:
         return await run(job, client, progress)
 
 

@@ -24,7 +24,7 @@ from mesh.serving.reflecting import offer_reflection
 from mesh.serving.watchdog import Watchdog, WatchdogLimits
 from mesh.settings import EXIT_SETTINGS, SettingsError, WorkerSettings
 from mesh.telemetry import configure_logging, fields, get_logger
-from mesh.tls.settings import TlsSettings
+from mesh.tls.configured import server_tls
 
 if TYPE_CHECKING:  # cryptography is not loaded for a worker without TLS
     from mesh.tls.server import ServerTls
@@ -232,18 +232,8 @@ def run(process: str, settings_class: type[SettingsT], offer: Callable[[Settings
     try:
         settings = settings_class.load()
         configure_logging(process, settings.log_format)
-        tls = _server_tls()
+        tls = server_tls()
     except SettingsError as error:
         print(f"{process}: {error}", file=sys.stderr)
         return EXIT_SETTINGS
     return uvloop.run(_serve(settings, offer(settings), tls))
-
-
-def _server_tls() -> ServerTls | None:
-    """As the environment says; None for plaintext. Raises SettingsError where the certificates cannot be used."""
-    settings = TlsSettings.load()
-    if not settings.is_on:
-        return None
-    from mesh.tls.server import ServerTls
-
-    return ServerTls.from_settings(settings)

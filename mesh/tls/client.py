@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,7 +28,8 @@ class ClientTls:
         ca: PEM file of the authorities.
         certificate: PEM file of the own certificate.
         key: PEM file of its private key.
-        server_name: name that the worker's certificate must carry; empty means the host of the client's target.
+        server_name: name that the worker's certificate must carry, or such names by hop, as in {"embedding":
+            "embedding-services"}; without one it is the host of the client's target.
         watching: how the files are watched.
 
     Raises:
@@ -40,22 +42,12 @@ class ClientTls:
         certificate: str | Path,
         key: str | Path,
         *,
-        server_name: str = "",
+        server_name: str | Mapping[str, str] = "",
         watching: Watching | None = None,
     ) -> None:
         self.identity = Identity(TlsFiles(Path(ca), Path(certificate), Path(key)), watching)
-        self._server_name = server_name
-
-    @classmethod
-    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Self | None:
-        """As the variables MESH_TLS_CA, MESH_TLS_CERTIFICATE, MESH_TLS_KEY and MESH_TLS_SERVER_NAME say.
-
-        None where they are unset.
-
-        Raises:
-            SettingsError: they are incomplete or misspelt, or the files cannot be used.
-        """
-        return cls.from_settings(TlsSettings.load(environ))
+        self._server_name = server_name if isinstance(server_name, str) else ""
+        self._server_names = {} if isinstance(server_name, str) else dict(server_name)
 
     @classmethod
     def from_settings(cls, settings: TlsSettings) -> Self | None:
@@ -66,16 +58,20 @@ class ClientTls:
             settings.ca,
             settings.certificate,
             settings.key,
-            server_name=settings.server_name,
+            server_name=settings.server_names,
             watching=Watching(settings.expiry_warning_days, settings.check_seconds),
         )
 
-    def naming(self, server_name: str) -> ClientTls:
-        """The same, for workers whose certificate must carry ``server_name``; for an empty one, this object."""
-        if not server_name or server_name == self._server_name:
+    def for_hop(self, hop: str) -> ClientTls:
+        """The same certificate on the hop of this name, where a name of its own may be expected.
+
+        A hop to one model's own workers, ``llm:small``, expects what ``llm`` does unless it is named itself.
+        """
+        name = self._server_names.get(hop) or self._server_names.get(hop.partition(":")[0])
+        if name is None:
             return self
-        other = object.__new__(ClientTls)
-        other.identity, other._server_name = self.identity, server_name
+        other = copy(self)
+        other._server_name = name
         return other
 
     def refresh(self) -> int:

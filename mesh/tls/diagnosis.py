@@ -153,7 +153,7 @@ def _peers_fault(address: str, error: ssl.SSLCertVerificationError, shown: Shown
         return Finding(
             TlsProblem.PEER_WRONG_NAME,
             f"The worker's certificate{what} does not carry the name {shown.server_name}. Make one that does, or name "
-            "one of its names as the service's certificate_name.",
+            "one of its names in MESH_TLS_SERVER_NAMES here.",
         )
     if error.verify_code in _UNKNOWN_CA:
         return Finding(

@@ -26,10 +26,10 @@ class TlsSettings(MeshSettings):
         None, description="PEM file of this process's own certificate, intermediate ones behind it."
     )
     key: Path | None = Field(None, description="PEM file of that certificate's private key, without a password.")
-    server_name: str = Field(
-        "",
-        description="Name that a worker's certificate must carry; empty means the host in its address. The gateway's "
-        "certificate_name of a service stands above it. Workers do not read it.",
+    server_names: dict[str, str] = Field(
+        {},
+        description="Names that the workers' certificates must carry, where those are not the hosts in their addresses, "
+        'as JSON from a hop to a name, for example {"embedding": "embedding-services"}. Workers do not read it.',
     )
     allow: dict[str, tuple[str, ...]] = Field(
         {"gateway": ("*",), "client": ("*",)},

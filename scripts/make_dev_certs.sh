@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Makes or renews certificates for development: an authority, and one certificate for each process. --help lists options.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=$(scripts/find_python.sh)
+exec "$python" -m ops.local.certificates "$@"
