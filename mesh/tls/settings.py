@@ -28,7 +28,7 @@ class TlsSettings(MeshSettings):
     key: Path | None = Field(None, description="PEM file of that certificate's private key, without a password.")
     server_names: dict[str, str] = Field(
         {},
-        description="Names that the workers' certificates must carry, where those are not the hosts in their addresses, "
+        description="Names that the workers' certificates must carry, where that is not the host in the address, "
         'as JSON from a hop to a name, for example {"embedding": "embedding-services"}. Workers do not read it.',
     )
     allow: dict[str, tuple[str, ...]] = Field(
