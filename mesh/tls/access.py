@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mesh.errors import Forbidden, Unauthenticated
+from mesh.errors import CallerRefused
+from mesh.telemetry import fields, get_logger
+
+log = get_logger(__name__)
 
 EVERYTHING = "*"
 
@@ -50,17 +53,16 @@ class Access:
             method: its own name.
 
         Raises:
-            Unauthenticated: the caller showed no certificate.
-            Forbidden: none of the names in its certificate may call this.
+            CallerRefused: none of the names in the caller's certificate may call this.
         """
         names = names_in(context.auth_context())
         if self.allows(names, service, method):
             return
-        if not names:
-            raise Unauthenticated("This worker takes calls with a certificate only.", reason="CERTIFICATE_MISSING")
-        raise Forbidden(
-            f"A certificate for {', '.join(names)} may not call {service}/{method}. MESH_TLS_ALLOW of this worker says "
-            "who may.",
+        log.warning(
+            "a certificate may not call this", extra=fields(names=", ".join(names), method=f"{service}/{method}")
+        )
+        raise CallerRefused(
+            "A worker does not let its caller's certificate call this. MESH_TLS_ALLOW of that worker says who may.",
             reason="CERTIFICATE_NOT_ALLOWED",
         )
 
