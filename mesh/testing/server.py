@@ -27,7 +27,7 @@ class _TestSettings(WorkerSettings):
     drain_grace_seconds: float = 0.1
 
 
-def worker_settings(**settings: float) -> WorkerSettings:
+def worker_settings(**settings: float | bool | None) -> WorkerSettings:
     """Settings of a worker under test, whatever this process's environment says."""
     return _TestSettings.load({}, **settings)
 

@@ -33,11 +33,11 @@ async def serve_tls(
     capabilities: Sequence[Capability] | None = None,
     rules: Mapping[str, Sequence[str]] | None = None,
     watching: Watching = QUICK,
-    **settings: float,
+    reflection: bool | None = None,
 ) -> AsyncIterator[Worker]:
     """A worker with the certificate in ``files`` until the block is left. Its ``port`` is a free one."""
     tls = ServerTls(Identity(files, watching), Access(rules or {"gateway": ["*"]}), check_seconds=0.05)
-    worker = Worker(worker_settings(**settings), capabilities or [ScriptedEmbedding().capability()], tls=tls)
+    worker = Worker(worker_settings(reflection=reflection), capabilities or [ScriptedEmbedding().capability()], tls=tls)
     await worker.start()
     try:
         yield worker
