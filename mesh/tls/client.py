@@ -68,10 +68,12 @@ class ClientTls:
         A hop to one model's own workers, ``llm:small``, expects what ``llm`` does unless it is named itself.
         """
         name = self._server_names.get(hop) or self._server_names.get(hop.partition(":")[0])
-        if name is None:
-            return self
+        return self if name is None else self.expecting(name)
+
+    def expecting(self, server_name: str) -> ClientTls:
+        """The same certificate, for workers whose own must carry ``server_name``."""
         other = copy(self)
-        other._server_name = name
+        other._server_name = server_name
         return other
 
     def refresh(self) -> int:
