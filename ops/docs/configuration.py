@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import sys
 import types
 from collections.abc import Iterable, Iterator, Sequence
@@ -292,6 +293,8 @@ def _shown(value: Any) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, int | float):
         return f"`{_number(value)}`"
+    if isinstance(value, dict):
+        return f"`{json.dumps(value)}`"
     if isinstance(value, list | tuple):
         return f"`{', '.join(map(str, value))}`"
     return f"`{value}`"

@@ -59,7 +59,7 @@ def refuse_others(environ: Mapping[str, str]) -> None:
     if environ.get("MESH_TLS_CA"):
         raise OperatorError(
             "MESH_TLS_CA names certificates of your own, and --tls would make others.",
-            hint="Start without --tls to use yours in every process, or unset the MESH_TLS_… variables.",
+            hint="Start without --tls to use yours in every process, or unset it and its like.",
         )
 
 
