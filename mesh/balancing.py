@@ -237,7 +237,7 @@ class Balancer:
                 await self._look_names_up()
                 if self._tls is not None:
                     await self._renew_connections(self._tls)
-                self._lookout.look((each.endpoint, each.place) for each in self._members.values())
+                self._lookout.look((each.endpoint, each.place) for each in tuple(self._members.values()))
                 await self._close_what_left()
                 if turn % 2:
                     for endpoint in self.endpoints:

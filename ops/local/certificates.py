@@ -13,7 +13,7 @@ from ops.local.environments import Environment, Installer, mesh_environments
 from ops.local.failures import OperatorError
 from ops.local.layout import Layout
 from ops.local.processes import Command, run_logged
-from ops.tls.__main__ import parser
+from ops.tls.__main__ import DEFAULT_FOLDER, parser
 from ops.tls.names import CertificateFiles
 
 EXIT_FAILED = 1
@@ -26,13 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = list(sys.argv[1:] if arguments is None else arguments)
     options = parser().parse_args(asked)  # help and slips of the pen need no environment
     layout = Layout.from_environment(os.environ)
-    folder = options.folder if "--folder" in asked else folder_of(layout)
+    named = options.folder != DEFAULT_FOLDER
+    folder = options.called_from / options.folder if named else folder_of(layout)
     try:
         Installer(layout, Console(), os.environ).ensure(_environment())
     except OperatorError as error:
         print(f"{error.message}\n{error.hint}".rstrip(), file=sys.stderr)
         return EXIT_FAILED
-    command = [*_command(layout), *asked, "--folder", str(Path(folder).absolute())]
+    command = [*_command(layout), *asked, "--folder", str(folder.absolute())]
     return subprocess.run(command, cwd=layout.checkout, check=False).returncode  # noqa: S603 - our own command
 
 

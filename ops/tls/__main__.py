@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
+DEFAULT_FOLDER = Path("var/tls")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make them, and say what was made. Returns the exit code."""
     from ops.tls.development import Wanted, make_all  # the command line is also read by a Python without cryptography
@@ -19,9 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fresh_authority=options.new_authority,
         keep_days=options.keep_days,
     )
-    made = make_all(options.folder, wanted)
+    folder = options.called_from / options.folder
+    made = make_all(folder, wanted)
     if made:
-        print(f"{options.folder}: {', '.join(made)}; valid for {options.days:g} days, for development only.")
+        print(f"{folder}: {', '.join(made)}; valid for {options.days:g} days, for development only.")
     return 0
 
 
@@ -32,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
         description="An authority and one certificate for each process of the mesh, for development. Run again, it "
         "renews the certificates: a mesh that uses them goes on without a restart.",
     )
-    parser.add_argument("--folder", type=Path, default=Path("var/tls"), help="where they are (default var/tls)")
+    parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="where they are (default var/tls)")
+    parser.add_argument("--called-from", type=Path, default=Path.cwd(), help=argparse.SUPPRESS)
     parser.add_argument("--days", type=float, default=30.0, help="how long each is valid (default 30)")
     parser.add_argument("--host", action="append", default=[], help="a further name or address, in all of them")
     parser.add_argument("--client", action="append", default=[], help="a further client, with this name")
