@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-
 DEFAULT_FOLDER = Path("var/tls")
 
 
