@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -46,10 +47,14 @@ from mesh.clients.gpu import AsyncGPUServiceClient
 from mesh.clients.llm import AsyncLLMServiceClient
 from mesh.clients.reranking import AsyncRerankingServiceClient
 from mesh.hop import HopSettings
+from mesh.tls.configured import client_tls
 from mesh.version import VERSION
 
+if TYPE_CHECKING:  # cryptography is not loaded for a gateway without TLS
+    from mesh.tls.client import ClientTls
 
-def dial(settings: GatewaySettings) -> Peers:
+
+def dial(settings: GatewaySettings, tls: ClientTls | None = None) -> Peers:
     """The workers' clients, each on a hop of its own: one breaker, limiter and probe per capability."""
     services = settings.services
     timeouts = settings.timeouts
@@ -69,7 +74,7 @@ def dial(settings: GatewaySettings) -> Peers:
         )
 
     def writer(url: str, slow_call_seconds: float | None, name: str = "") -> AsyncLLMServiceClient:
-        return AsyncLLMServiceClient(url, hop=hop(timeouts.llm_seconds, slow_call_seconds), name=name)
+        return AsyncLLMServiceClient(url, hop=hop(timeouts.llm_seconds, slow_call_seconds), tls=tls, name=name)
 
     writers = {
         name: writer(model.url, model.slow_call_seconds or llm.slow_call_seconds, writer_name(name))
@@ -77,15 +82,17 @@ def dial(settings: GatewaySettings) -> Peers:
     }
     return Peers(
         embedder=AsyncEmbeddingServiceClient(
-            services.embedding.url, hop=hop(timeouts.embedding_seconds, services.embedding.slow_call_seconds)
+            services.embedding.url, hop=hop(timeouts.embedding_seconds, services.embedding.slow_call_seconds), tls=tls
         ),
         reranker=AsyncRerankingServiceClient(
-            services.reranking.url, hop=hop(timeouts.reranking_seconds, services.reranking.slow_call_seconds)
+            services.reranking.url, hop=hop(timeouts.reranking_seconds, services.reranking.slow_call_seconds), tls=tls
         ),
         chunker=AsyncChunkingServiceClient(
-            services.chunking_url, hop=hop(timeouts.chunking_seconds, services.chunking_slow_call_seconds)
+            services.chunking_url, hop=hop(timeouts.chunking_seconds, services.chunking_slow_call_seconds), tls=tls
         ),
-        gpu=AsyncGPUServiceClient(services.gpu.url, hop=hop(timeouts.gpu_seconds, services.gpu.slow_call_seconds)),
+        gpu=AsyncGPUServiceClient(
+            services.gpu.url, hop=hop(timeouts.gpu_seconds, services.gpu.slow_call_seconds), tls=tls
+        ),
         writer=writer(llm.url, llm.slow_call_seconds) if llm.url else next(iter(writers.values())),
         writers=writers,
     )
@@ -112,9 +119,10 @@ def create_app(
         door: shared with the server, which may turn requests away by it before they come here.
 
     Raises:
-        SettingsError: what the settings ask for is not installed.
+        SettingsError: what the settings ask for is not installed, or certificates cannot be used.
     """
-    peers = peers or dial(settings)
+    tls = client_tls() if peers is None else None
+    peers = peers or dial(settings, tls)
     peers = replace(peers, embedder=with_vector_cache(peers.embedder, settings))
     lifecycle = lifecycle or Lifecycle()
     door = door or Door.of(settings, lifecycle)
@@ -130,7 +138,8 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=_lifespan(peers, lifecycle, keys),
     )
-    door.routes.update(_mount(app, settings, peers, lifecycle, keys))
+    report = _report(settings, peers, lifecycle, keys=keys, tls=tls)
+    door.routes.update(_mount(app, settings, peers, lifecycle, report))
     limits = settings.limits
     body_limits = BodyLimits(
         json_bytes=limits.max_json_bytes,
@@ -158,21 +167,13 @@ def create_app(
 
 
 def _mount(
-    app: FastAPI, settings: GatewaySettings, peers: Peers, lifecycle: Lifecycle, keys: Keys | None
+    app: FastAPI, settings: GatewaySettings, peers: Peers, lifecycle: Lifecycle, report: StatusReport
 ) -> Mapping[tuple[str, str], PlainRoute]:
     """Routes are tried in this order, so those that are asked most stand first. Returns them by method and path."""
     catalogue = Catalogue(peers, aliases=settings.models.aliases, info_seconds=settings.timeouts.info_seconds)
     vocabulary = OpenAIVocabulary(PUBLISHED[settings.vocabulary.name], _vocabulary_folder(settings))
     ranker = Ranker(peers.reranker, catalogue, settings)
     scribe = Scribe(Writers(peers, info_seconds=settings.timeouts.info_seconds), catalogue, settings)
-    report = StatusReport(
-        peers,
-        lifecycle,
-        info_seconds=settings.timeouts.info_seconds,
-        targets=_targets(settings),
-        hints=_CHOOSE_ANOTHER,
-    )
-    report.keys = keys.status if keys else None
     api = Api(app)
     EmbeddingsRoute(peers.embedder, catalogue, vocabulary, settings).mount(api)
     ChatRoute(scribe).mount(api)
@@ -186,6 +187,20 @@ def _mount(
     GpuRoutes(peers.gpu, settings).mount(api)
     PageRoutes().mount(app)
     return api.routes
+
+
+def _report(
+    settings: GatewaySettings, peers: Peers, lifecycle: Lifecycle, *, keys: Keys | None, tls: ClientTls | None
+) -> StatusReport:
+    return StatusReport(
+        peers,
+        lifecycle,
+        info_seconds=settings.timeouts.info_seconds,
+        targets=_targets(settings),
+        hints=_CHOOSE_ANOTHER,
+        certificate=tls.status if tls else None,
+        keys=keys.status if keys else None,
+    )
 
 
 _CHOOSE_ANOTHER = {

@@ -73,9 +73,10 @@ class StatusReport:
         info_seconds: how long a worker may take to say what it serves.
         targets: where each hop leads, as configured, by its name.
         hints: how to choose what else each hop's worker serves, by its name.
+        certificate: tells the gateway's own certificate; None where the hops are plaintext.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - made in one place, by the composition root, by names
         self,
         peers: Peers,
         lifecycle: Lifecycle,
@@ -83,14 +84,16 @@ class StatusReport:
         info_seconds: float,
         targets: Mapping[str, str],
         hints: Mapping[str, str],
+        certificate: Callable[[], dict[str, Any]] | None = None,
+        keys: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         self._peers = peers
         self._lifecycle = lifecycle
         self._info_seconds = info_seconds
         self._targets = targets
         self._hints = hints
-        self.keys: Callable[[], dict[str, Any]] | None = None
-        """What there is to tell about keys; whoever builds the report sets it, where keys are asked for."""
+        self._certificate = certificate
+        self._keys = keys
         self._asked: Sequence[tuple[Peer, _Inquiry]] = (
             (peers.embedder, _Inquiry(self._embedding)),
             (peers.reranker, _Inquiry(self._reranking)),
@@ -109,8 +112,9 @@ class StatusReport:
                 "started_unix_seconds": self._lifecycle.started_unix_seconds,
                 "uptime_seconds": round(self._lifecycle.uptime_seconds(), 1),
                 "draining": self._lifecycle.draining,
+                "certificate": self._certificate() if self._certificate else None,
             },
-            "keys": self.keys() if self.keys else None,
+            "keys": self._keys() if self._keys else None,
             "hops": hops,
         }
 

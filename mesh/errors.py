@@ -7,6 +7,7 @@
     │   └── InvalidBody           … the body does not validate                        INVALID_ARGUMENT    422
     ├── Unauthenticated           who are you                                         UNAUTHENTICATED     401
     ├── Forbidden                 you may not                                         PERMISSION_DENIED   403
+    │   └── CallerRefused         … the process in between may not: its operator acts PERMISSION_DENIED   503
     ├── NotFound                  no such model, route, document                      NOT_FOUND           404
     ├── PayloadTooLarge           over a stated limit                                 OUT_OF_RANGE        413
     ├── WrongState                the model cannot do this                            FAILED_PRECONDITION 409
@@ -117,6 +118,13 @@ class Forbidden(MeshError):
     grpc_status = "PERMISSION_DENIED"
     http_status = 403
     breaker = BreakerEffect.SUCCESS
+
+
+class CallerRefused(Forbidden):
+    """A worker does not let the calling process's certificate call this. No fault of whoever asked that process."""
+
+    code = "caller_refused"
+    http_status = 503
 
 
 class NotFound(MeshError):

@@ -20,6 +20,7 @@ from mesh.serving.journal import CallJournal, MethodSeries
 from mesh.serving.parsing import bounded, read
 from mesh.serving.tracing import end_rpc, rpc_span
 from mesh.telemetry import fields, get_logger
+from mesh.tls.access import Access
 from mesh.wire import grpc_code, to_trailing_metadata
 
 log = get_logger(__name__)
@@ -30,8 +31,16 @@ Continuation = Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHand
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of the worker's own services. Health and reflection pass untouched, also while saturated."""
 
-    def __init__(self, readiness: Readiness, services: frozenset[str], default_deadline_seconds: float) -> None:
+    def __init__(
+        self,
+        readiness: Readiness,
+        services: frozenset[str],
+        default_deadline_seconds: float,
+        *,
+        access: Access | None = None,
+    ) -> None:
         self._readiness = readiness
+        self._access = access
         self._services = services
         self._default_deadline_seconds = default_deadline_seconds
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -105,6 +114,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async with asyncio.timeout(
                 None if context.time_remaining() is not None else self._default_deadline_seconds
             ):
+                if self._access is not None:
+                    self._access.require(context, series.service, series.method)
                 self._admit(series.service, context)
                 yield
         except MeshError as error:

@@ -82,6 +82,8 @@ def _problem(hop: HopState, logs: Path | None) -> str:
     reason = hop.reason.rstrip(".") or "no reason given"
     if hop.health == "SERVING":
         return f"{hop.name}: the circuit breaker is open although {endpoints} serves: calls failed; {where}."
+    if hop.misfit:
+        return f"{hop.name}: {reason}. New certificate files are taken without a restart; see docs/certificates.md."
     if hop.health == "UNREACHABLE":
         return f"{hop.name}: nothing answers at {endpoints} ({reason}). The supervisor restarts a worker; {where}."
     if hop.hopeless:

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ops.local.certificates import ensure_certificates, files_of, refuse_others
 from ops.local.closing import closing_words
 from ops.local.console import Console, render_table
 from ops.local.environments import Installer, engine_environment, has_cuda, mesh_environments, redis_environments
@@ -32,6 +33,7 @@ class StartOptions:
     host: str | None = None
     wait_seconds: float = 300.0
     torch_index_url: str = ""
+    tls: bool = False
 
 
 def start(options: StartOptions, layout: Layout, console: Console, environ: Mapping[str, str]) -> int:
@@ -40,7 +42,9 @@ def start(options: StartOptions, layout: Layout, console: Console, environ: Mapp
     A start that fails or is interrupted leaves no process behind. One whose gateway answers and of which at least one
     capability serves stays up: the rest is named with its reason, and the supervisor goes on trying.
     """
-    topology = plan(environ, host=options.host)
+    topology = plan(environ, host=options.host, certificates=files_of(layout) if options.tls else None)
+    if options.tls:
+        refuse_others(environ)
     with exclusive(layout, "start"):
         record = Record.read(layout.record)
         if record is not None and Supervisor(layout.supervisor_socket).answers():
@@ -56,6 +60,8 @@ def start(options: StartOptions, layout: Layout, console: Console, environ: Mapp
         ]
         wanted = (*mesh_environments(options.torch_index_url), *redis_environments(environ), *engines)
         Installer(layout, console, environ).ensure(wanted)
+        if options.tls:
+            ensure_certificates(layout, console, environ)
         prepare_models(layout, topology, console, environ)
         refuse_taken(topology.listeners)  # installing takes minutes, and ports do not wait
         return _run(options, topology, layout, console, environ)

@@ -40,6 +40,7 @@ class HopState:
         health: SERVING, NOT_SERVING, UNREACHABLE or UNKNOWN.
         reason: why it does not serve; empty where it does.
         hopeless: it does not serve, and waiting will not change that: its model cannot be used, for example.
+        misfit: it cannot be reached because certificates do not fit.
         model: what it serves, with the engine; empty where it does not say.
         probe_ms: time that the gateway's last question to the worker took.
     """
@@ -51,6 +52,7 @@ class HopState:
     breaker: str = ""
     reason: str = ""
     hopeless: bool = False
+    misfit: bool = False
     model: str = ""
     probe_ms: float | None = None
 
@@ -132,6 +134,7 @@ def hop_state(hop: Mapping[str, Any]) -> HopState:
         breaker=str(hop["breaker"]["state"]),
         reason="" if serving else str(hop.get("reason") or ""),
         hopeless=health == "NOT_SERVING" and telling["reason_code"] not in _WILL_PASS,
+        misfit=health == "UNREACHABLE" and str(telling["reason_code"]).startswith("TLS_"),
         model=describe_service(hop.get("serves") or {}),
         probe_ms=hop.get("info_ms"),
     )

@@ -21,6 +21,7 @@ TABLE = {
     "InvalidBody": ("INVALID_ARGUMENT", 422, NEVER, SUCCESS),
     "Unauthenticated": ("UNAUTHENTICATED", 401, NEVER, SUCCESS),
     "Forbidden": ("PERMISSION_DENIED", 403, NEVER, SUCCESS),
+    "CallerRefused": ("PERMISSION_DENIED", 503, NEVER, SUCCESS),
     "NotFound": ("NOT_FOUND", 404, NEVER, SUCCESS),
     "PayloadTooLarge": ("OUT_OF_RANGE", 413, NEVER, SUCCESS),
     "WrongState": ("FAILED_PRECONDITION", 409, NEVER, SUCCESS),
