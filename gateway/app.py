@@ -33,6 +33,7 @@ from gateway.routes.rerank import RerankRoutes
 from gateway.routes.tei import TeiRoutes
 from gateway.settings import GatewaySettings
 from gateway.status import StatusReport
+from gateway.url_sources import url_source
 from gateway.vector_cache.building import with_vector_cache
 from gateway.vocabulary import PUBLISHED, OpenAIVocabulary
 from gateway.writers import Writers
@@ -171,7 +172,7 @@ def _mount(
     TeiRoutes(peers.embedder, ranker, settings).mount(api)
     CompletionRoute(scribe, vocabulary).mount(api)
     MessagesRoute(scribe).mount(api)
-    ChunkRoute(peers.chunker, catalogue, settings).mount(api)
+    ChunkRoute(peers.chunker, catalogue, settings, url_source(settings.url_sources)).mount(api)
     OperationsRoutes(lifecycle, report).mount(api)
     ModelRoutes(catalogue, created=lifecycle.started_unix_seconds).mount(api)
     GpuRoutes(peers.gpu, settings).mount(api)

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from gateway.url_sources.settings import UrlSourceSettings
 from gateway.vector_cache.settings import VECTOR_CACHE_VARIABLES, VectorCacheSettings
 from mesh.channel import endpoints_of
 from mesh.settings import MeshSettings, SettingsError, nearest
@@ -237,6 +238,7 @@ class GatewaySettings(MeshSettings):
     services: ServicesSettings = Field(ServicesSettings(), description="Where the workers are.")
     breaker: BreakerSettings = Field(BreakerSettings(), description="When circuit breakers open.")
     chunking: ChunkingSettings = Field(ChunkingSettings(), description="How documents are cut.")
+    url_sources: UrlSourceSettings = Field(UrlSourceSettings(), description="Documents by URL.")
     models: ModelsSettings = Field(ModelsSettings(), description="Names of models.")
     limits: LimitsSettings = Field(LimitsSettings(), description="What one request may ask.")
     timeouts: TimeoutsSettings = Field(TimeoutsSettings(), description="How long a request may take.")
