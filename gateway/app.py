@@ -16,6 +16,7 @@ from gateway.api import Api, Exact, PlainRoute
 from gateway.attention import Attention
 from gateway.catalogue import Catalogue
 from gateway.door import Door
+from gateway.hosts import HostCheck, allowed_hosts
 from gateway.lifecycle import Lifecycle
 from gateway.middleware import Account, BodyCap, BodyLimits, Framing, folded
 from gateway.peers import Peers
@@ -143,6 +144,7 @@ def create_app(
         Exact(app.router),
         partial(Account, journal=door.journal, lifecycle=lifecycle),
         Framing,
+        partial(HostCheck, allowed=allowed_hosts(settings)),
         partial(Admission, places=door.places),
         partial(BodyCap, limits=body_limits),
         Attention,

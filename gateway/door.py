@@ -13,9 +13,12 @@ from gateway.lifecycle import Lifecycle
 from gateway.loop import LoopDelay
 from gateway.middleware import UnreadLimits
 from gateway.problems import phrase_of, problem
+from gateway.security_headers import SECURITY_HEADERS
 from gateway.settings import GatewaySettings
 from mesh.context import current_call
 from mesh.errors import MeshError
+
+_SECURITY_LINES = tuple(f"{name.decode()}: {value.decode()}" for name, value in SECURITY_HEADERS)
 
 
 class Door:
@@ -69,7 +72,9 @@ class Door:
             *(f"{name}: {value}" for name, value in shown.headers),
             f"content-length: {len(body)}",
             *(f"{name.decode()}: {exchange.call.request_id}" for name in request_id_headers(exchange.dialect)),
-            f"server-timing: {exchange.server_timing()}\r\n\r\n",
+            f"server-timing: {exchange.server_timing()}",
+            *_SECURITY_LINES,
+            "\r\n",
         ]
         exchange.end()
         # The log line carries this request's id; where requests are pipelined, another one's task calls the door.

@@ -84,8 +84,8 @@ OPERATION = Operation(
     summary="Cut a document into chunks",
     description=(
         "PDF, DOCX, PPTX, XLSX, HTML, Markdown or plain text, as a `multipart/form-data` upload with a part named "
-        "`file` and the options as fields **before** it, or text as JSON; or by its `url`, where the operator has turned "
-        "that on. With `Accept: application/x-ndjson` the "
+        "`file` and the options as fields **before** it, or text as JSON; or by its `url`, where the operator has "
+        "turned that on. With `Accept: application/x-ndjson` the "
         'answer is a stream: lines `{"chunk": …}` and `{"progress": …}` as pages are done, and as the last line '
         '`{"document": …, "usage": …}`. A stream without that line is broken and ends with `{"error": …}`.'
     ),

@@ -19,7 +19,7 @@ Networks = Annotated[Names, AfterValidator(lambda texts: tuple(map(_network, tex
 
 
 class UrlSourceSettings(BaseModel):
-    """Documents by URL in ``/v1/chunk``. Off: what a caller names, the gateway would ask for from inside your network."""
+    """Documents by URL in ``/v1/chunk``. Off: the gateway would ask from inside your network for what a caller names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -60,7 +60,7 @@ from gateway.url_sources.addresses import is_public, may_be_asked
     ],
 )
 def test_addresses_that_are_not_the_internets(address: str) -> None:
-    """Loopback, private, link-local, metadata, shared, documentation, multicast, and those that carry another address."""
+    """Loopback, private, link-local, metadata, shared, documentation, multicast, and what carries another address."""
     assert not is_public(ipaddress.ip_address(address))
 
 

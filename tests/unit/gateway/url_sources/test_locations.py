@@ -84,7 +84,7 @@ def test_a_plain_url_is_read(url: str, host: str, port: int, target: str, author
     ],
 )
 def test_what_programs_differ_about_is_refused(url: str) -> None:
-    """Other schemes, users, backslashes, encoded or other letters, and addresses in octal, hex, decimal or short form."""
+    """Other schemes, users, backslashes, encoded or other letters, addresses in octal, hex, decimal or short form."""
     with pytest.raises(InvalidRequest) as refused:
         read_url(url)
     assert refused.value.reason == "URL_INVALID"
@@ -107,7 +107,9 @@ def test_a_redirect_is_read_like_every_url(reference: str, leads_to: str) -> Non
     assert f"{location.scheme}://{location.authority}{location.target}" == leads_to
 
 
-@pytest.mark.parametrize("reference", ["file:///etc/passwd", "\\\\127.0.0.1\\a", "https://u@127.0.0.1/", "http://0x7f.1/"])
+@pytest.mark.parametrize(
+    "reference", ["file:///etc/passwd", "\\\\127.0.0.1\\a", "https://u@127.0.0.1/", "http://0x7f.1/"]
+)
 def test_a_redirect_to_nonsense_is_refused(reference: str) -> None:
     """No way out through another server's Location."""
     with pytest.raises(InvalidRequest):
