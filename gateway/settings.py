@@ -225,8 +225,8 @@ class GatewaySettings(MeshSettings):
     host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback needs a network you trust.")
     allowed_hosts: Names = Field(
         (),
-        description="Names that the gateway answers to, or *.example.com, beside addresses, localhost and names without "
-        "a dot. Empty: no others on a loopback address, every name elsewhere. *: every name.",
+        description="Names that the gateway answers to, or *.example.com, beside addresses, localhost and names "
+        "without a dot. Empty: no others on a loopback address, every name elsewhere. *: every name.",
     )
     port: int = Field(8000, ge=0, le=65535, description="HTTP port; 0 lets the system choose one.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people (text) or machines (json).")

@@ -19,7 +19,7 @@ Networks = Annotated[Names, AfterValidator(lambda texts: tuple(map(_network, tex
 
 
 class UrlSourceSettings(BaseModel):
-    """Documents by URL in ``/v1/chunk``. Off: the gateway would ask from inside your network for what a caller names."""
+    """Documents by URL in ``/v1/chunk``. Off: the gateway would ask for them from inside your network."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

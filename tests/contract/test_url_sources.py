@@ -406,7 +406,12 @@ async def test_certificates_are_checked_against_the_name(certificate: tuple[Path
 
 def test_settings_that_cannot_be_meant_are_refused() -> None:
     """A network that is none, a host with a path, no port at all."""
-    for wrong in ({"allowed_networks": ["10.0.0.1/8"]}, {"allowed_hosts": ["a.example/docs"]}, {"ports": []}):
+    wrongs: tuple[dict[str, Any], ...] = (
+        {"allowed_networks": ["10.0.0.1/8"]},
+        {"allowed_hosts": ["a.example/docs"]},
+        {"ports": []},
+    )
+    for wrong in wrongs:
         with pytest.raises(ValueError, match=r"allowed|ports"):
             UrlSourceSettings.model_validate({"enabled": True, **wrong})
 
