@@ -84,7 +84,7 @@ class Memory:
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from /proc")
 @pytest.mark.parametrize("method", [EMBED, STREAM])
 async def test_a_gzip_bomb_is_not_inflated(worker: str, method: str) -> None:
-    """A quarter of a gibibyte in as many kibibytes is refused at the limit for what it becomes, not for what it is; memory stays."""
+    """A quarter of a gibibyte in as many kibibytes is refused for what it would become, and memory stays."""
     packed = bomb(256)
     assert len(packed) < 2**19
 
