@@ -17,7 +17,7 @@ PACKAGES = (
 # What reads objects of any class, or hands them between processes by doing so.
 MODULES = frozenset(
     {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "jsonpickle", "marshal", "shelve",
-     "multiprocessing", "torch.multiprocessing", "concurrent.futures.process", "xmlrpc", "zmq"}
+     "multiprocessing", "torch.multiprocessing", "concurrent.futures.process", "zmq"}
 )  # fmt: skip
 CALLS = frozenset(
     {"eval", "exec", "compile", "__import__", "recv_pyobj", "send_pyobj", "unsafe_load", "full_load", "read_pickle",

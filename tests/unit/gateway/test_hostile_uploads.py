@@ -1,4 +1,4 @@
-"""Multipart bodies made to cost more than they are: refused, or read in the time and memory that their bytes are worth."""
+"""Multipart bodies made to cost more than they are: refused, or read in the time that their bytes are worth."""
 
 from __future__ import annotations
 
