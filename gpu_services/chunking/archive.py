@@ -7,6 +7,7 @@ everything once tells; the bytes are thrown away at once.
 from __future__ import annotations
 
 import lzma
+import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -18,10 +19,17 @@ MAX_PARTS = 20_000
 _BLOCK = 64 * 1024
 _ENCRYPTED = 0x1
 # Office files have no use for document type declarations; entities declared there are how XML grows without end or
-# reads files ("billion laughs", XXE). The keyword is looked for in UTF-8 and in both orders of UTF-16.
+# reads files ("billion laughs", XXE). The keyword is looked for in UTF-8 and in both orders of UTF-16, the encodings that
+# Office files may have; a part that says it has another one could hide it.
 _DECLARATIONS = tuple(
     word.encode(encoding) for word in ("<!DOCTYPE", "<!ENTITY") for encoding in ("ascii", "utf-16-le", "utf-16-be")
 )
+# A part's name says nothing for certain: a relationship may make any part the document.
+_ENTITIES = _DECLARATIONS[3:]
+_ENCODING = re.compile(rb"""<\?xml[^>]{0,200}?encoding\s*=\s*["']([^"']{0,40})""")
+_OFFICE_ENCODINGS = frozenset({b"utf-8", b"utf8", b"utf-16", b"us-ascii", b"ascii"})
+# "<" in UTF-32, and in EBCDIC with what follows it in "<?xm".
+_OTHER_BEGINNINGS = (b"<\x00\x00\x00", b"\x00\x00\x00<", b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff", b"\x4c\x6f\xa7\x94")
 _OVERLAP = max(len(word) for word in _DECLARATIONS) - 1
 
 
@@ -66,12 +74,25 @@ def _inflate(archive: zipfile.ZipFile, part: zipfile.ZipInfo, allowance: int, li
             size += len(block)
             if size > allowance:
                 raise _too_large(limit)
-            if is_xml:
-                seen = tail + block
-                if any(word in seen for word in _DECLARATIONS):
-                    raise damaged("An XML part of the document declares entities, which Office documents must not.")
-                tail = seen[-_OVERLAP:]
+            seen = tail + block
+            if any(word in seen for word in (_DECLARATIONS if is_xml else _ENTITIES)):
+                raise damaged("An XML part of the document declares entities, which Office documents must not.")
+            if size == len(block) and _has_another_encoding(block):
+                raise damaged("An XML part of the document is neither in UTF-8 nor in UTF-16, as Office documents are.")
+            tail = seen[-_OVERLAP:]
     return size
+
+
+def _has_another_encoding(beginning: bytes) -> bool:
+    if beginning.startswith(_OTHER_BEGINNINGS):
+        return True
+    declared = _ENCODING.match(
+        beginning.removeprefix(b"\xef\xbb\xbf")[:512]
+        .replace(b"\x00", b"")
+        .removeprefix(b"\xff\xfe")
+        .removeprefix(b"\xfe\xff")
+    )
+    return declared is not None and declared[1].lower() not in _OFFICE_ENCODINGS
 
 
 def _too_large(limit: int) -> PayloadTooLarge:

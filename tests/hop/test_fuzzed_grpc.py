@@ -6,7 +6,7 @@ Nothing crashes, nothing hangs, and nothing that a caller sent is ever called th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from embedding_service.embedder import Embedder
 from embedding_service.servicer import EmbeddingServicer
+from gpu_services.chunking.events import Event, Order
 from gpu_services.chunking.service import ChunkingService
 from gpu_services.chunking.servicer import ChunkingServicer
 from gpu_services.gpu.reader import GpuReader
@@ -77,6 +78,16 @@ METHODS: dict[str, MethodDescriptor] = {
 }
 
 
+class WritingChild(TimedChild):
+    """One chunk at once, or a file where one is wanted."""
+
+    async def events(self, order: Order, *, seconds: float) -> AsyncGenerator[Event, None]:
+        if order.output_path:
+            Path(order.output_path).write_text("{}")
+        async for event in super().events(order, seconds=seconds):
+            yield event
+
+
 async def chunking(folder: Path) -> Capability:
     """Documents, by children that say one chunk."""
     from tokenizers import Tokenizer, models
@@ -87,7 +98,7 @@ async def chunking(folder: Path) -> Capability:
     (model / "sentence_bert_config.json").write_text('{"max_seq_length": 128}')
 
     async def start(_: object) -> TimedChild:
-        return TimedChild(0.0)
+        return WritingChild(0.0)
 
     told = GpuServicesSettings.load({}, tokenizers=(str(model),), spool_path=str(folder), pdf_pipeline="native")
     service = ChunkingService(told.chunking(), start)
