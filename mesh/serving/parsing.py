@@ -1,6 +1,7 @@
 """Requests that would keep the event loop busy by being parsed are known by their bytes, and left unread.
 
-What cannot be parsed becomes a typed error here: gRPC itself would answer UNKNOWN or INTERNAL, as if the worker were broken.
+What cannot be parsed becomes a typed error here: gRPC itself would answer UNKNOWN or INTERNAL, as if the worker were
+broken.
 """
 
 from __future__ import annotations

@@ -82,8 +82,9 @@ class WritingChild(TimedChild):
     """One chunk at once, or a file where one is wanted."""
 
     async def events(self, order: Order, *, seconds: float) -> AsyncGenerator[Event, None]:
+        """The chunk, and the file before it."""
         if order.output_path:
-            Path(order.output_path).write_text("{}")
+            await asyncio.to_thread(Path(order.output_path).write_text, "{}")
         async for event in super().events(order, seconds=seconds):
             yield event
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -39,7 +38,7 @@ WRONG: tuple[dict[str, Any], ...] = (
 
 
 @pytest.fixture(scope="module")
-def answers(http: httpx.Client) -> Iterator[list[httpx.Response]]:
+def answers(http: httpx.Client) -> list[httpx.Response]:
     """All answers: to what is right, what is wrong, and what is no request at all."""
     got: list[httpx.Response] = []
     for path, body in REQUESTS.items():
@@ -47,9 +46,10 @@ def answers(http: httpx.Client) -> Iterator[list[httpx.Response]]:
             got.append(http.post(path, json={**body, **change}, headers=_HEADERS, params={"key": SECRET, "q": PROMPT}))
         got.append(http.post(path, content=PROMPT.encode(), headers={**_HEADERS, "content-type": "application/json"}))
         got.append(http.get(path, headers=_HEADERS, params={"key": SECRET}))
-    for name, content in (("a.pdf", b"%PDF-1.7 " + PROMPT.encode()), ("a.docx", PROMPT.encode()), ("a.md", PROMPT.encode())):
+    words = PROMPT.encode()
+    for name, content in (("a.pdf", b"%PDF-1.7 " + words), ("a.docx", words), ("a.md", words)):
         got.append(http.post("/v1/chunk", files={"file": (name, content)}, headers=_HEADERS))
-    yield got
+    return got
 
 
 def test_every_dialect_was_asked(answers: list[httpx.Response]) -> None:

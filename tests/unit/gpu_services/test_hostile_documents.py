@@ -176,7 +176,7 @@ def entity(source: str) -> str:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32", "utf-32-le", "cp037", "utf-7"])
 @pytest.mark.parametrize("kind", ["file", "http", "laughs"])
 async def test_entities_read_nothing_and_grow_nothing(
-    child: Child, tmp_path: Path, lure: Lure, secret_file: Path, kind: str, encoding: str
+    child: Child, tmp_path: Path, lure: Lure, secret_file: Path, *, kind: str, encoding: str
 ) -> None:
     """XXE and billion laughs in a Word file, also in encodings that hide the declaration from who looks for it."""
     sources = {"file": entity(secret_file.as_uri()), "http": entity(f"{lure.url}/x"), "laughs": make.LAUGHS}
@@ -224,8 +224,8 @@ async def test_parts_with_paths_are_written_nowhere(child: Child, tmp_path: Path
     folder.mkdir(parents=True)
     events = await opened(child, make.docx(make.body("words"), *slips), "a.docx", folder)
     assert reason_of(events) == "finished"
-    assert not list(tmp_path.rglob("*slip*"))
-    assert {path.name for path in folder.iterdir()} <= {"document", "document.docx"}
+    written = {path.name for path in await asyncio.to_thread(lambda: list(tmp_path.rglob("*")))}
+    assert written <= {"deep", "deeper", "document", "document.docx"}
 
 
 BOMBS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
@@ -260,7 +260,7 @@ BOMBS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "deflated again and again": (
         "a.pdf",
         lambda: make.one_page(
-            make.stream(make.deflated(512)).replace(b"<<", b"<</Filter [/FlateDecode /RunLengthDecode /FlateDecode] ", 1)
+            make.stream(make.deflated(512)).replace(b"<<", b"<</Filter [/FlateDecode /FlateDecode] ", 1)
         ),
         ("DOCUMENT_MEMORY", "DOCUMENT_TIMEOUT", "DOCUMENT_DAMAGED", "DOCUMENT_EMPTY"),
     ),
@@ -268,7 +268,10 @@ BOMBS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
         "a.pdf",
         lambda: make.one_page(
             make.stream(b"/X Do"),
-            make.stream(b"/X Do /X Do", b"/Type /XObject /Subtype /Form /BBox [0 0 9 9] /Resources <</XObject <</X 6 0 R>>>> "),
+            make.stream(
+                b"/X Do /X Do",
+                b"/Type /XObject /Subtype /Form /BBox [0 0 9 9] /Resources <</XObject <</X 6 0 R>>>> ",
+            ),
             resources=b"/XObject <</X 6 0 R>>",
         ),
         ("DOCUMENT_DAMAGED", "DOCUMENT_EMPTY", "DOCUMENT_TIMEOUT", "DOCUMENT_MEMORY"),
@@ -279,7 +282,8 @@ BOMBS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
             make.stream(b"/X Do"),
             make.stream(
                 make.deflated(64),
-                b"/Type /XObject /Subtype /Image /Width 100000 /Height 100000 /ColorSpace /DeviceRGB /BitsPerComponent 8 ",
+                b"/Type /XObject /Subtype /Image /Width 100000 /Height 100000 /ColorSpace /DeviceRGB "
+                b"/BitsPerComponent 8 ",
                 packed=True,
             ),
             resources=b"/XObject <</X 6 0 R>>",
