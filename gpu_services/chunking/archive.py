@@ -19,8 +19,8 @@ MAX_PARTS = 20_000
 _BLOCK = 64 * 1024
 _ENCRYPTED = 0x1
 # Office files have no use for document type declarations; entities declared there are how XML grows without end or
-# reads files ("billion laughs", XXE). The keywords are looked for as ASCII, with which nearly all encodings agree, and in
-# both orders of UTF-16; a part in an encoding that would hide them is refused.
+# reads files ("billion laughs", XXE). The keywords are looked for as ASCII, with which nearly all encodings agree, and
+# in both orders of UTF-16; a part in an encoding that would hide them is refused.
 _DECLARATIONS = tuple(
     word.encode(encoding) for word in ("<!DOCTYPE", "<!ENTITY") for encoding in ("ascii", "utf-16-le", "utf-16-be")
 )

@@ -16,12 +16,14 @@ schemathesis = pytest.importorskip("schemathesis", reason="the extra test has sc
 
 CALL_SECONDS = 10
 DOCUMENT = create_app(GatewaySettings(), peers=FakePeers().as_peers()).openapi()
-OPERATIONS = [
-    (method.upper(), path)
+_DESCRIBED = [
+    (method.upper(), path, "requestBody" in operation)
     for path, methods in DOCUMENT["paths"].items()
-    for method in methods
+    for method, operation in methods.items()
     if path != "/v1/gpu/stream"  # has no end
 ]
+CASES = [(method, path, "positive") for method, path, _ in _DESCRIBED]
+CASES += [(method, path, "negative") for method, path, has_body in _DESCRIBED if has_body]
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +34,7 @@ def gateway() -> Iterator[RunningGateway]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-@pytest.mark.parametrize("mode", ["positive", "negative"])
-@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+@pytest.mark.parametrize(("method", "path", "mode"), CASES)
 def test_whatever_is_asked_is_answered(gateway: RunningGateway, method: str, path: str, mode: str) -> None:
     """What the document allows, and what it does not: a typed answer in time, never the gateway's own failure."""
     operation = schemathesis.openapi.from_dict(DOCUMENT)[path][method]
@@ -55,12 +56,7 @@ def test_whatever_is_asked_is_answered(gateway: RunningGateway, method: str, pat
             assert answer.headers["content-type"][0].startswith(("application/json", "application/problem+json"))
             assert "Traceback" not in answer.text
 
-    try:
-        example()
-    except schemathesis.errors.SchemathesisError:
-        if mode == "positive":
-            raise
-        pytest.skip("there is nothing that could be wrong with it")
+    example()
 
 
 def test_the_gateway_serves_afterwards(gateway: RunningGateway) -> None:
