@@ -31,6 +31,7 @@ _DECLARED_ENCODING = re.compile(rb"""\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([^
 _HIDING_BEGINNINGS = (
     b"<\x00\x00\x00", b"\x00\x00\x00<\x00\x00\x00", b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff", b"\x4c\x6f\xa7\x94",
 )  # fmt: skip
+_PLAIN_WORDS = b"<!ENTITY +ADw-"
 _OVERLAP = max(len(word) for word in _DECLARATIONS) - 1
 
 
@@ -93,7 +94,8 @@ def _hides_keywords(beginning: bytes) -> bool:
     if declared is None or declared[1].lower().startswith(b"utf-16"):
         return False
     try:
-        return "<!ENTITY".encode(declared[1].decode("ascii")) != b"<!ENTITY"
+        # What UTF-7 reads as "<" is seen by no search for it.
+        return _PLAIN_WORDS.decode(declared[1].decode("ascii")) != _PLAIN_WORDS.decode("ascii")
     except (LookupError, UnicodeError):
         return True
 

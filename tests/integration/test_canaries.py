@@ -20,8 +20,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": [PROMPT, PROMPT * 2]},
     "/v1/chat/completions": {"messages": _MESSAGES, "max_tokens": 4},
     "/v1/completions": {"prompt": PROMPT, "max_tokens": 4},
-    "/v1/messages": {"model": "mesh-demo", "messages": _MESSAGES, "max_tokens": 4, "system": PROMPT},
-    "/v1/messages/count_tokens": {"model": "mesh-demo", "messages": _MESSAGES},
+    "/v1/messages": {"model": "", "messages": _MESSAGES, "max_tokens": 4, "system": PROMPT},
+    "/v1/messages/count_tokens": {"model": "", "messages": _MESSAGES},
     "/v2/rerank": {"query": PROMPT, "documents": [PROMPT]},
     "/v1/rerank": {"query": PROMPT, "documents": [PROMPT]},
     "/embed": {"inputs": [PROMPT]},
@@ -41,9 +41,14 @@ WRONG: tuple[dict[str, Any], ...] = (
 def answers(http: httpx.Client) -> list[httpx.Response]:
     """All answers: to what is right, what is wrong, and what is no request at all."""
     got: list[httpx.Response] = []
+    models = http.get("/v1/models").raise_for_status().json()["data"]
     for path, body in REQUESTS.items():
         for change in ({}, {"stream": True}, *WRONG):
-            got.append(http.post(path, json={**body, **change}, headers=_HEADERS, params={"key": SECRET, "q": PROMPT}))
+            bodies = [{**body, **change}]
+            if "model" in body:  # has to be named, and which one serves is the mesh's affair
+                bodies = [{**each, "model": model["id"]} for each in bodies for model in models]
+            told: dict[str, Any] = {"headers": _HEADERS, "params": {"key": SECRET, "q": PROMPT}}
+            got += [http.post(path, json=each, **told) for each in bodies]
         got.append(http.post(path, content=PROMPT.encode(), headers={**_HEADERS, "content-type": "application/json"}))
         got.append(http.get(path, headers=_HEADERS, params={"key": SECRET}))
     words = PROMPT.encode()
