@@ -17,6 +17,7 @@ from gateway.api import Api, Exact, PlainRoute
 from gateway.attention import Attention
 from gateway.catalogue import Catalogue
 from gateway.door import Door
+from gateway.hosts import HostCheck, allowed_hosts
 from gateway.keys.building import Keys, guarding, rationing, with_keys
 from gateway.lifecycle import Lifecycle
 from gateway.middleware import Account, BodyCap, BodyLimits, Framing, folded
@@ -36,6 +37,7 @@ from gateway.routes.tei import TeiRoutes
 from gateway.settings import GatewaySettings
 from gateway.status import StatusReport
 from gateway.traces import Traced
+from gateway.url_sources import url_source
 from gateway.vector_cache.building import with_vector_cache
 from gateway.vocabulary import PUBLISHED, OpenAIVocabulary
 from gateway.writers import Writers
@@ -157,6 +159,7 @@ def create_app(
         *(() if tracing.active is None else (Traced,)),
         partial(Account, journal=door.journal, lifecycle=lifecycle),
         Framing,
+        partial(HostCheck, allowed=allowed_hosts(settings)),
         *guarding(keys),
         partial(Admission, places=door.places),
         *rationing(keys),
@@ -181,7 +184,7 @@ def _mount(
     TeiRoutes(peers.embedder, ranker, settings).mount(api)
     CompletionRoute(scribe, vocabulary).mount(api)
     MessagesRoute(scribe).mount(api)
-    ChunkRoute(peers.chunker, catalogue, settings).mount(api)
+    ChunkRoute(peers.chunker, catalogue, settings, url_source(settings.url_sources)).mount(api)
     OperationsRoutes(lifecycle, report).mount(api)
     ModelRoutes(catalogue, created=lifecycle.started_unix_seconds).mount(api)
     GpuRoutes(peers.gpu, settings).mount(api)

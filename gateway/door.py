@@ -15,6 +15,7 @@ from gateway.lifecycle import Lifecycle
 from gateway.loop import LoopDelay
 from gateway.middleware import UnreadLimits
 from gateway.problems import phrase_of, problem
+from gateway.security_headers import SECURITY_HEADERS
 from gateway.settings import GatewaySettings
 from gateway.traces import DoorTraces
 from mesh import tracing
@@ -23,6 +24,8 @@ from mesh.errors import MeshError
 
 if TYPE_CHECKING:
     from gateway.keys.guard import Guard
+
+_SECURITY_LINES = tuple(f"{name.decode()}: {value.decode()}" for name, value in SECURITY_HEADERS)
 
 
 class Door:
@@ -81,7 +84,9 @@ class Door:
             *(f"{name}: {value}" for name, value in shown.headers),
             f"content-length: {len(body)}",
             *(f"{name.decode()}: {exchange.call.request_id}" for name in request_id_headers(exchange.dialect)),
-            f"server-timing: {exchange.server_timing()}\r\n\r\n",
+            f"server-timing: {exchange.server_timing()}",
+            *_SECURITY_LINES,
+            "\r\n",
         ]
         exchange.end()
         # The log line carries this request's id; where requests are pipelined, another one's task calls the door.

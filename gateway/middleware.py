@@ -1,9 +1,9 @@
-"""The layers around the routes, as plain ASGI. Outermost first: `Account`, `Framing`, `Admission`,
+"""The layers around the routes, as plain ASGI. Outermost first: `Account`, `Framing`, `HostCheck`, `Admission`,
 `BodyCap`, `Attention`; with keys, `Guarded` before and `Rationed` behind `Admission` (`gateway.keys`).
 
 `Account` stands outside because every failure, of the other layers too, must be rendered, counted and logged once.
-`Admission` comes before anything that costs, `BodyCap` before anything that reads. `Attention`, in a module of its own,
-stands inside them all: what it cancels is the work itself.
+`Admission` comes before anything that costs, `BodyCap` before anything that reads. `HostCheck` and `Attention` are in
+modules of their own; `Attention` stands inside them all: what it cancels is the work itself.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from gateway.exchange import Exchange
 from gateway.journal import Journal
 from gateway.lifecycle import Lifecycle
 from gateway.problems import as_mesh_error, out_of_time, problem
+from gateway.security_headers import SECURITY_HEADERS
 from mesh.context import current_call
 from mesh.errors import (
     Cancelled,
@@ -132,6 +133,7 @@ class _Answer:
                 *message.get("headers", ()),
                 *((name, request_id) for name in request_id_headers(exchange.dialect)),
                 (b"server-timing", exchange.server_timing().encode("latin-1")),
+                *SECURITY_HEADERS,
             ]
             if self._lifecycle.draining:
                 # The client's next request goes elsewhere, instead of into a connection that is just being closed.

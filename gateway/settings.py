@@ -18,9 +18,10 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gateway.keys.settings import KeysSettings
+from gateway.url_sources.settings import UrlSourceSettings
 from gateway.vector_cache.settings import VECTOR_CACHE_VARIABLES, VectorCacheSettings
 from mesh.channel import endpoints_of
-from mesh.settings import MeshSettings, SettingsError, nearest
+from mesh.settings import MeshSettings, Names, SettingsError, nearest
 
 DEFAULT_CONFIG = Path("config/gateway.yaml")
 _MEBI = 1024 * 1024
@@ -220,6 +221,11 @@ class GatewaySettings(MeshSettings):
 
     config: Path | None = Field(None, description="The file to read; by default config/gateway.yaml where it exists.")
     host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback needs keys.")
+    allowed_hosts: Names = Field(
+        (),
+        description="Names that the gateway answers to, or *.example.com, beside addresses, localhost and names "
+        "without a dot. Empty: no others on a loopback address, every name elsewhere. *: every name.",
+    )
     port: int = Field(8000, ge=0, le=65535, description="HTTP port; 0 lets the system choose one.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people (text) or machines (json).")
     drain_notice_seconds: float = Field(
@@ -235,6 +241,7 @@ class GatewaySettings(MeshSettings):
     services: ServicesSettings = Field(ServicesSettings(), description="Where the workers are.")
     breaker: BreakerSettings = Field(BreakerSettings(), description="When circuit breakers open.")
     chunking: ChunkingSettings = Field(ChunkingSettings(), description="How documents are cut.")
+    url_sources: UrlSourceSettings = Field(UrlSourceSettings(), description="Documents by URL.")
     models: ModelsSettings = Field(ModelsSettings(), description="Names of models.")
     limits: LimitsSettings = Field(LimitsSettings(), description="What one request may ask.")
     timeouts: TimeoutsSettings = Field(TimeoutsSettings(), description="How long a request may take.")

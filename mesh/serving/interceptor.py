@@ -17,7 +17,7 @@ from mesh.errors import DeadlineExceeded, Internal, MeshError, Unavailable
 from mesh.serving.calls import ServicerContext
 from mesh.serving.health import Readiness
 from mesh.serving.journal import CallJournal, MethodSeries
-from mesh.serving.parsing import bounded, read
+from mesh.serving.parsing import Frames, bounded, read
 from mesh.serving.tracing import end_rpc, rpc_span
 from mesh.telemetry import fields, get_logger
 from mesh.tls.access import Access
@@ -64,12 +64,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or service not in self._services:
             return handler
         series = MethodSeries(service, method)
+        take: Any = Frames if handler.request_streaming else read
         if handler.response_streaming:
             behavior: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            wrapped: Any = self._streaming(behavior, series)
+            wrapped: Any = self._streaming(behavior, series, take)
         else:
             behavior = handler.stream_unary if handler.request_streaming else handler.unary_unary
-            wrapped = self._single(behavior, series)
+            wrapped = self._single(behavior, series, take)
         self._handlers[name] = found = _with_behavior(handler, wrapped)
         return found
 
@@ -84,17 +85,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if task is not None:
                 task.cancel()
 
-    def _single(self, behavior: Any, series: MethodSeries) -> Any:
+    def _single(self, behavior: Any, series: MethodSeries, take: Any) -> Any:
         async def serve(request: Any, context: ServicerContext) -> Any:
             async with self._around(series, context):
-                return await behavior(read(request), context)
+                return await behavior(take(request), context)
 
         return serve
 
-    def _streaming(self, behavior: Any, series: MethodSeries) -> Any:
+    def _streaming(self, behavior: Any, series: MethodSeries, take: Any) -> Any:
         async def serve(request: Any, context: ServicerContext) -> AsyncIterator[Any]:
             # Closed at once when the caller leaves between two replies, not when the generator is collected.
-            async with self._around(series, context), aclosing(behavior(read(request), context)) as replies:
+            async with self._around(series, context), aclosing(behavior(take(request), context)) as replies:
                 async for reply in replies:
                     yield reply
 
@@ -166,9 +167,9 @@ def _with_behavior(handler: grpc.RpcMethodHandler[Any, Any], behavior: Any) -> g
         (True, True): grpc.stream_stream_rpc_method_handler,
     }
     make = makers[handler.request_streaming, handler.response_streaming]
-    # The messages of a stream reach the servicer one by one, where nothing of ours looks at them before.
-    parse = handler.request_deserializer if handler.request_streaming else bounded(handler.request_deserializer)
     made: grpc.RpcMethodHandler[Any, Any] = make(
-        behavior, request_deserializer=parse, response_serializer=handler.response_serializer
+        behavior,
+        request_deserializer=bounded(handler.request_deserializer),
+        response_serializer=handler.response_serializer,
     )
     return made
