@@ -31,10 +31,12 @@ from gateway.routes.operations import OperationsRoutes
 from gateway.routes.pages import PageRoutes
 from gateway.routes.rerank import RerankRoutes
 from gateway.routes.tei import TeiRoutes
+from gateway.routes.watching import WatchingRoute
 from gateway.settings import GatewaySettings
 from gateway.status import StatusReport
 from gateway.vector_cache.building import with_vector_cache
 from gateway.vocabulary import PUBLISHED, OpenAIVocabulary
+from gateway.watching import StatusFeed, Watched
 from gateway.writers import Writers
 from gateway.writing import Scribe
 from mesh.clients.chunking import AsyncChunkingServiceClient
@@ -125,7 +127,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=_lifespan(peers, lifecycle),
     )
-    door.routes.update(_mount(app, settings, peers, lifecycle))
+    door.routes.update(_mount(app, settings, peers, lifecycle, door))
     limits = settings.limits
     body_limits = BodyLimits(
         json_bytes=limits.max_json_bytes,
@@ -150,7 +152,7 @@ def create_app(
 
 
 def _mount(
-    app: FastAPI, settings: GatewaySettings, peers: Peers, lifecycle: Lifecycle
+    app: FastAPI, settings: GatewaySettings, peers: Peers, lifecycle: Lifecycle, door: Door
 ) -> Mapping[tuple[str, str], PlainRoute]:
     """Routes are tried in this order, so those that are asked most stand first. Returns them by method and path."""
     catalogue = Catalogue(peers, aliases=settings.models.aliases, info_seconds=settings.timeouts.info_seconds)
@@ -173,6 +175,8 @@ def _mount(
     MessagesRoute(scribe).mount(api)
     ChunkRoute(peers.chunker, catalogue, settings).mount(api)
     OperationsRoutes(lifecycle, report).mount(api)
+    feed = StatusFeed(Watched(report, peers, door.journal.recent, door.places, lifecycle))
+    WatchingRoute(feed, settings.streams).mount(api)
     ModelRoutes(catalogue, created=lifecycle.started_unix_seconds).mount(api)
     GpuRoutes(peers.gpu, settings).mount(api)
     PageRoutes().mount(app)

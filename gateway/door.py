@@ -60,7 +60,7 @@ class Door:
         return self._refused(exchange, scope, error)
 
     def _refused(self, exchange: Exchange, scope: Scope, error: MeshError) -> bytes:
-        exchange.outcome = error.reason.lower()
+        exchange.failed(error)
         exchange.refused = True
         shown = problem(error, dialect=exchange.dialect, call=exchange.call, path=exchange.path)
         body = shown.body
