@@ -13,7 +13,7 @@ SLICES = 30
 MOST_KINDS = 64
 """Of one slice. Reasons come from workers too, so their number is nobody's promise."""
 
-_CLIENT_LEFT = 499
+_CLIENT_LEFT = "cancelled"
 
 
 class Kind(NamedTuple):
@@ -37,7 +37,7 @@ class RecentRefusals:
 
     def note(self, route: str, status: int, outcome: str, hop: str) -> None:
         """Count one. A client that went away was not refused."""
-        if status == _CLIENT_LEFT:
+        if outcome == _CLIENT_LEFT:
             return
         now = int(self._clock() / SLICE_SECONDS)
         if not self._slices or self._slices[-1][0] != now:

@@ -35,7 +35,7 @@ export const age = (seconds) => {
 };
 export const milliseconds = (value) => {
   if (value === null || value === undefined) return "–";
-  if (value >= 10000) return `${(value / 1000).toFixed(1)} s`;
+  if (value >= 1000) return `${(value / 1000).toFixed(1)} s`;
   return `${value >= 100 ? Math.round(value) : value.toPrecision(value >= 10 ? 3 : 2)} ms`;
 };
 export const gibi = (bytes) => (bytes === null || bytes === undefined ? "?" : `${(bytes / 2 ** 30).toFixed(1)} GiB`);

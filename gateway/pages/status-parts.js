@@ -92,11 +92,11 @@ export const shape = (state) => {
 };
 
 // The breaker is what it is called: a switch on the line. Its lever lies, hangs or stands by `data-breaker` on the row.
-export const wire = () => draw("svg", { class: "wire", viewBox: "0 0 96 40", preserveAspectRatio: "none", "aria-hidden": "true" },
-  draw("path", { d: "M0 28H34", class: "line in" }),
-  draw("path", { d: "M62 28H96", class: "line out" }),
+export const wire = () => draw("svg", { class: "wire", viewBox: "0 0 96 40", preserveAspectRatio: "xMidYMid slice", "aria-hidden": "true" },
+  draw("path", { d: "M-60 28H34", class: "line in" }),
+  draw("path", { d: "M62 28H156", class: "line out" }),
   draw("path", { d: "M34 28H62", class: "lever" }),
-  draw("path", { d: "M0 28H96", class: "flow" }),
+  draw("path", { d: "M-60 28H156", class: "flow" }),
   draw("circle", { cx: 34, cy: 28, r: 3.2, class: "contact" }),
   draw("circle", { cx: 62, cy: 28, r: 3.2, class: "contact" }));
 

@@ -36,8 +36,9 @@ class EndpointRow {
     this.shape = new Shape("wait");
     this.name = make("code", {});
     this.words = make("span", {});
+    this.probed = make("span", {});
     this.why = make("span", { class: "why" });
-    this.element = make("li", { "data-state": "wait" }, this.shape.element, make("span", { class: "what" }, this.name, " ", this.words, this.why));
+    this.element = make("li", { "data-state": "wait" }, this.shape.element, make("span", { class: "what" }, this.name, " ", this.words, this.probed, this.why));
   }
 
   update(endpoint) {
@@ -48,13 +49,14 @@ class EndpointRow {
     const resolved = endpoint.address && endpoint.address !== endpoint.endpoint ? ` → ${endpoint.address}` : "";
     say(this.name, endpoint.endpoint + resolved);
     const known = endpoint.health === "UNKNOWN" ? "" : ` for ${age(endpoint.seconds_in_state)}`;
-    say(this.words, `${word}${known} · ${endpoint.in_flight} in flight · ${this.probe(endpoint)}`);
+    say(this.words, `${word}${known}, ${endpoint.in_flight} in flight`);
+    say(this.probed, this.probe(endpoint));
     say(this.why, endpoint.health !== "SERVING" && endpoint.reason ? endpoint.reason : "");
   }
 
   probe(endpoint) {
     const ago = endpoint.last_probe_seconds_ago;
-    return ago === null ? "probe never answered" : `probe heard ${age(ago)} ago`;
+    return ago === null ? "probe not answered yet" : `probe last heard ${age(ago)} ago`;
   }
 }
 
@@ -76,6 +78,7 @@ class HopRow {
     this.p50 = figure(figures, "p50");
     this.p99 = figure(figures, "p99");
     this.scale = make("p", { class: "scale" });
+    this.minute = make("div", { class: "minute", "data-calls": "no" }, this.spark.element, this.scale);
     this.more = make("dl", { class: "more" });
     this.facts = ["breaker's last reason", "opened", "limits", "asked for what it serves", "leads to", "to serve another"]
       .map((each) => figure(this.more, each));
@@ -88,7 +91,7 @@ class HopRow {
         make("div", { class: "where" }, this.list,
           make("details", {}, make("summary", { "aria-label": `More about ${name}` }, "more"), this.more)),
         figures,
-        make("div", { class: "minute" }, this.spark.element, this.scale)));
+        this.minute));
   }
 
   update(hop) {
@@ -99,13 +102,16 @@ class HopRow {
     mark(this.element, "data-flow", hop.serving && hop.now.calls_per_second > 0 ? "yes" : "no");
     say(this.word, word);
     say(this.since, state === "wait" ? "" : `for ${age(sinceOf(hop))}`);
-    say(this.why, state !== "good" && hop.reason ? hop.reason : "");
+    // What an endpoint says itself stands there.
+    const told = hop.endpoints.some((each) => each.health !== "SERVING" && each.reason === hop.reason);
+    say(this.why, state !== "good" && hop.reason && !told ? hop.reason : "");
     this.updateServes(hop);
     this.updateEndpoints(hop.endpoints);
     this.updateFigures(hop);
     this.updateFacts(hop);
     this.spark.add(hop.now);
     const top = this.spark.highest;
+    mark(this.minute, "data-calls", top ? "yes" : "no");
     say(this.scale, top ? `last minute, up to ${milliseconds(top)}` : "no calls in the last minute");
   }
 
@@ -131,7 +137,8 @@ class HopRow {
 
   updateFigures(hop) {
     const breaker = hop.breaker;
-    const again = breaker.state === "open" && breaker.retry_after ? `, tries in ${age(breaker.retry_after)}` : "";
+    const wait = breaker.retry_after >= 1 ? `tries in ${age(breaker.retry_after)}` : "tries with the next call";
+    const again = breaker.state === "open" ? `, ${wait}` : "";
     say(this.breaker, `${breaker.state.replace("_", "-")} for ${age(breaker.seconds_in_state)}${again}`);
     say(this.load, `${hop.in_flight} of ${hop.limit}`);
     say(this.rate, `${hop.now.calls_per_second} /s`);
@@ -194,7 +201,7 @@ const updateGpus = (gpus) => {
   if (text === gpusBefore) return;
   gpusBefore = text;
   if (gpus.failure) at("gpus").replaceChildren(make("p", { class: "none" }, `Not known: ${gpus.failure}`));
-  else if (!gpus.devices.length) at("gpus").replaceChildren(make("p", { class: "none" }, make("b", {}, "No GPU. "), gpus.unavailable_reason, " The models run on the CPU."));
+  else if (!gpus.devices.length) at("gpus").replaceChildren(make("p", { class: "none" }, make("b", {}, "No GPU. "), gpus.unavailable_reason));
   else at("gpus").replaceChildren(...gpus.devices.map(gpuBox));
 };
 const gpuBox = (gpu) => {
