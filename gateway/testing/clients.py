@@ -20,7 +20,7 @@ from gateway.testing.peers import FakePeers
 
 
 class RunningGateway:
-    """A gateway on a port of 127.0.0.1, a free one by default, in a thread of its own, for clients that need a real socket.
+    """A gateway on a port of 127.0.0.1 (0: a free one), in a thread of its own, for clients that need a real socket.
 
     >>> with RunningGateway(GatewaySettings(), FakePeers()) as gateway:  # doctest: +SKIP
     ...     print(gateway.url)

@@ -26,7 +26,7 @@ CHROMIUM_ARGUMENTS = (
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _NEEDED = "Install Debian's package chromium, or run this as root on a Debian that reaches its packages."
 
-PLAYWRIGHT = Environment("test", "test", layer="browser", packages=("playwright",))
+PLAYWRIGHT = Environment("test", "test", layer="browser", extras=("browser",))
 """What drives the browser, beside the tests' own environment. A browser of its own is not downloaded."""
 
 

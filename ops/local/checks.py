@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ops.local.browser import without_browser
 from ops.local.console import Console, render_table
 from ops.local.environments import Installer, engine_environment, has_cuda, mesh_environments, test_environments
 from ops.local.failures import OperatorError
@@ -59,6 +60,7 @@ PARTS = (
     *ENGINES_APART,
     "integration",
     "chaos",
+    "browser",
 )
 
 
@@ -91,6 +93,7 @@ def all_checks(layout: Layout, stubs: Path) -> tuple[Check, ...]:
         *(_pytest(python, engine, f"tests/{engine}") for engine in ENGINES_APART),
         _pytest(python, "integration", "tests/integration"),
         _pytest(python, "chaos", "tests/chaos"),
+        _pytest(python, "browser", "tests/browser"),
     )
 
 
@@ -112,9 +115,9 @@ def checks(parts: Sequence[str], layout: Layout, console: Console, *, keep_going
         # Compiled for minutes: only who names the part gets it; elsewhere its tests say that they skip.
         installer.ensure((engine_environment("llamacpp"),))
     why_not = without_vllm(parts, installer)
-    if why_not:
-        console.say(why_not)
-    if not parts or {*ENGINES_APART, "integration", "chaos"} & set(parts):
+    for reason in filter(None, (why_not, without_browser(parts, installer, layout, console, os.environ))):
+        console.say(reason)
+    if not parts or {*ENGINES_APART, "integration", "chaos", "browser"} & set(parts):
         prepare_models(layout, plan({}), console, os.environ)
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="mesh-stubs-") as stubs:

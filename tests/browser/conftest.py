@@ -54,7 +54,7 @@ class Mistakes(list[str]):
     def watch(self, page: Any, origin: str) -> None:
         """Collect those of a page."""
         page.on("pageerror", lambda error: self.append(f"script: {error}"))
-        page.on("console", lambda said: self._console(said))
+        page.on("console", self._console)
         page.on("request", lambda request: self._request(request, origin))
 
     def _console(self, said: Any) -> None:

@@ -1,4 +1,4 @@
-"""The status page in a real Chromium, before workers that a test moves: what a person sees, hears and reaches by keys."""
+"""The status page in a real Chromium, before workers that a test moves: what people see of it, and hear."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_every_hop_is_drawn_with_all_that_is_known_of_it(
 async def test_a_hop_that_goes_and_comes_back_is_told_without_colour(
     gateway: RunningGateway, peers: FakePeers, open_page: OpenPage
 ) -> None:
-    """By word, by shape, by the switch on its line, by the title, and each change once in the log that is read aloud."""
+    """By word, by shape, by the switch on its line, by the title, and each change once in the log."""
     page = await open_page(gateway.url + "/")
     await until_live(page)
     closed = await page.locator(".hop").first.locator(".lever").evaluate("each => getComputedStyle(each).transform")
@@ -155,8 +155,8 @@ async def test_gpu_memory_is_a_bar_that_is_read_too(
 ) -> None:
     """Used of whole, as a meter with its words; busy, warm, and by how many processes."""
     gib = 2**30
-    device = GpuDevice(0, "GPU-1", "NVIDIA H100", "0:1", 80 * gib, 20 * gib, 60 * gib, 37, 12, 51, 310.0, 700.0, 1900, 0,
-                       (), Mig(supported=False, enabled=False, instances=()), ())  # fmt: skip
+    device = GpuDevice(0, "GPU-1", "NVIDIA H100", "0:1", 80 * gib, 20 * gib, 60 * gib, 37, 12, 51, 310.0, 700.0, 1900,
+                       0, (), Mig(supported=False, enabled=False, instances=()), ())  # fmt: skip
 
     async def status(**_: Any) -> GpuStatus:
         return GpuStatus(1, (device,), "590.1", "13.0", "")
@@ -191,7 +191,7 @@ async def test_a_gateway_that_is_gone_is_told_and_comes_back(open_page: OpenPage
 async def test_a_gateway_with_keys_asks_for_one(gateway: RunningGateway, open_page: OpenPage) -> None:
     """It says so, takes a key by keyboard, sends it as a header, and keeps it in this tab alone."""
     secret = "mesh-secret-1"
-    page = await open_page("about:blank")
+    page = await open_page(gateway.url + "/docs")
 
     async def guarded(route: Any) -> None:
         if route.request.headers.get("authorization") == f"Bearer {secret}":
@@ -231,8 +231,8 @@ async def test_a_phone_shows_all_of_it(gateway: RunningGateway, peers: FakePeers
         await summary.tap()
     assert await page.evaluate("document.documentElement.scrollWidth") == 360
     cut = await page.evaluate(
-        "[...document.querySelectorAll('main *')].filter(each => each.checkVisibility() && !each.closest('.hidden, svg')"
-        " && each.getBoundingClientRect().right > 361).map(each => each.className || each.tagName)"
+        "[...document.querySelectorAll('main *')].filter(each => each.checkVisibility()"
+        " && !each.closest('.hidden, svg') && each.getBoundingClientRect().right > 361).map(each => each.className || each.tagName)"
     )
     assert cut == []
 

@@ -20,7 +20,8 @@ async def test_every_route_is_documented_with_an_example(client: httpx.AsyncClie
         for method, operation in methods.items()
     }
     assert {"POST /v1/embeddings", "POST /v1/chat/completions", "POST /v2/rerank", "POST /v1/rerank", "POST /embed",
-            "POST /rerank", "POST /v1/chunk", "GET /v1/gpu", "GET /v1/gpu/stream", "GET /status", "GET /status/stream", "GET /metrics",
+            "POST /rerank", "POST /v1/chunk", "GET /v1/gpu", "GET /v1/gpu/stream", "GET /status", "GET /metrics",
+            "GET /status/stream",
             "GET /v1/models", "GET /v1/models/{id}", "GET /health/live", "GET /health/ready",
             "POST /v1/completions", "POST /v1/messages", "POST /v1/messages/count_tokens", "GET /info",
             "GET /health"} == set(operations)  # fmt: skip

@@ -58,8 +58,7 @@ async def test_a_viewer_is_told_the_past_and_then_every_snapshot(peers: FakePeer
 
 
 async def test_times_are_those_of_the_calls_since_the_last_snapshot(peers: FakePeers) -> None:
-    """A worker that becomes slow shows at once, and a second without calls shows none; before the first look counts
-    nothing."""
+    """A worker that becomes slow shows at once, and a second without calls shows none; what was before counts not."""
     peers.embedder.hop.times = [9.0]
     frames = feed_of(peers).frames()
     await read(frames)
