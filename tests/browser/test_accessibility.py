@@ -97,6 +97,9 @@ async def test_keys_alone_reach_everything_in_order(gateway: RunningGateway, ope
     """Tab goes through all that can be used, from top to bottom, visibly; the first stop leads past the rest."""
     page = await shown(open_page, gateway, path)
     await page.locator(".skip").focus()
+    # Focus is drawn where keys moved it.
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Shift+Tab")
     wanted = await page.evaluate("probe.stops()")
     reached = []
     for _ in wanted:

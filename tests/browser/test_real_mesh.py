@@ -1,4 +1,4 @@
-"""The pages before the real mesh: a worker is killed and started again while somebody looks, and everything is tried."""
+"""The pages before the real mesh: a worker is killed while somebody looks and comes back, and everything is tried."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Mesh:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def mesh(browser: Any) -> AsyncIterator[Mesh]:  # noqa: ARG001 - without a browser it is not worth starting
-    """All of it, serving."""
+async def mesh(browser: Any) -> AsyncIterator[Mesh]:
+    """All of it, serving; not started where there is no browser."""
     if not Layout.from_environment(os.environ).python("workers").exists():
         pytest.skip("The workers' environment is not installed: run scripts/test.sh browser")
     async with AsyncExitStack() as stack:
@@ -124,7 +124,7 @@ async def test_a_killed_worker_is_seen_and_so_is_its_return(mesh: Mesh, open_pag
 
 
 async def test_every_capability_can_be_tried(mesh: Mesh, open_page: OpenPage) -> None:
-    """Texts that mean the like are alike, the right document is first, a PDF comes in chunks, a question is answered."""
+    """Texts that mean the like are alike, the right document is first, a PDF is cut, a question answered."""
     page = await open_page(mesh.gateway.url + "/try")
     await page.locator("#embed button[type=submit]").click()
     await page.locator("#embed table").wait_for(timeout=SOON_MS)

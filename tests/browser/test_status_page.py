@@ -232,7 +232,8 @@ async def test_a_phone_shows_all_of_it(gateway: RunningGateway, peers: FakePeers
     assert await page.evaluate("document.documentElement.scrollWidth") == 360
     cut = await page.evaluate(
         "[...document.querySelectorAll('main *')].filter(each => each.checkVisibility()"
-        " && !each.closest('.hidden, svg') && each.getBoundingClientRect().right > 361).map(each => each.className || each.tagName)"
+        " && !each.closest('.hidden, svg') && each.getBoundingClientRect().right > 361)"
+        ".map(each => each.className || each.tagName)"
     )
     assert cut == []
 
