@@ -1,5 +1,5 @@
 // Draws openapi.json, with every example ready to be sent. Text is only ever set as text, never as markup.
-import { header, withKey } from "./shared.js";
+import { ask, errorBox, header, withKey } from "./shared.js";
 
 const make = (tag, text, attributes = {}) => {
   const element = document.createElement(tag);
@@ -35,7 +35,7 @@ const send = async (method, path, body, output, button) => {
   output.textContent = "…";
   const started = performance.now();
   try {
-    const options = { method, headers: withKey(body === null ? {} : { "content-type": "application/json" }) };
+    const options = { method, credentials: "omit", headers: withKey(body === null ? {} : { "content-type": "application/json" }) };
     if (body !== null) options.body = body;
     const answer = await fetch(path, options);
     output.textContent = `${answer.status} after ${Math.round(performance.now() - started)} ms\n\n`;
@@ -119,7 +119,13 @@ const show = (api) => {
   }
 };
 
-header("/docs");
-fetch("/openapi.json", { headers: withKey() }).then((answer) => answer.json()).then(show).catch((error) => {
-  document.getElementById("operations").textContent = `openapi.json cannot be read: ${error}`;
-});
+header("/docs", () => read());
+const read = async () => {
+  const place = document.getElementById("operations");
+  try {
+    show(await (await ask("/openapi.json")).json());
+  } catch (error) {
+    place.replaceChildren(errorBox(error));
+  }
+};
+read();

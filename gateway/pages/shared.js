@@ -117,11 +117,12 @@ export class Refused extends Error {
   }
 }
 
-// Answers with the response where it is a success, else throws Refused.
+// Answers with the response where it is a success, else throws Refused. Without the browser's own credentials: a gateway
+// that asks for a key would have it open a password window over the page, which asks by itself.
 export const ask = async (path, options = {}) => {
   let answer;
   try {
-    answer = await fetch(path, { ...options, headers: withKey(options.headers) });
+    answer = await fetch(path, { credentials: "omit", ...options, headers: withKey(options.headers) });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refused(0, "The gateway does not answer.", "Check that it runs and that the network reaches it, then try again.");

@@ -8,6 +8,9 @@ export const words = (code) => CAPITAL((code || "").replaceAll("_", " ").toLower
 // What an operator can do about a reason. One that is not here says it in the request's own answer.
 export const MEANING = {
   unavailable: "A worker was away while it was asked. It comes back by itself where the supervisor can start it.",
+  connection_lost: "The connection to a worker broke while it was answering. It crashed, or the network between failed.",
+  starting: "The worker is still loading its model.",
+  warming_up: "The worker is still loading its model.",
   no_endpoint: "No worker of this hop can be reached. Look at its process and its log.",
   circuit_open: "The breaker is open, so calls are answered at once without waiting for a worker that fails.",
   hop_limit: "More calls at once than this worker takes. Send fewer, or start another worker.",
@@ -130,7 +133,7 @@ export class Spark {
 
   redraw() {
     const top = this.highest || 1;
-    const x = (index) => (WIDTH * (index + POINTS - this.points.length) / (POINTS - 1)).toFixed(1);
+    const x = (index) => (2 + (WIDTH - 4) * (index + POINTS - this.points.length) / (POINTS - 1)).toFixed(1);
     const y = (value) => (HEIGHT - 1 - (HEIGHT - 5) * value / top).toFixed(1);
     let line = "";
     let area = "";
