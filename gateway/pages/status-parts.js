@@ -60,9 +60,14 @@ export const stateOf = (hop) => {
   return ["good", "serving"];
 };
 
+// How long it has been what `stateOf` says.
 export const sinceOf = (hop) => {
-  const breaker = hop.breaker.state === "closed" ? Infinity : hop.breaker.seconds_in_state;
-  return Math.min(breaker, ...hop.endpoints.map((each) => each.seconds_in_state));
+  const serving = hop.endpoints.filter((each) => each.health === "SERVING");
+  const away = hop.endpoints.filter((each) => each.health !== "SERVING").map((each) => each.seconds_in_state);
+  if (!serving.length) return Math.min(...away);
+  if (hop.breaker.state !== "closed") return hop.breaker.seconds_in_state;
+  if (away.length) return Math.min(...away);
+  return Math.min(hop.breaker.seconds_in_state, Math.max(...serving.map((each) => each.seconds_in_state)));
 };
 
 // What is served, in a few words, and whether it is only what the mesh falls back to without a model hub.
