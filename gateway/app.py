@@ -34,12 +34,14 @@ from gateway.routes.operations import OperationsRoutes
 from gateway.routes.pages import PageRoutes
 from gateway.routes.rerank import RerankRoutes
 from gateway.routes.tei import TeiRoutes
+from gateway.routes.watching import WatchingRoute
 from gateway.settings import GatewaySettings
 from gateway.status import StatusReport
 from gateway.traces import Traced
 from gateway.url_sources import url_source
 from gateway.vector_cache.building import with_vector_cache
 from gateway.vocabulary import PUBLISHED, OpenAIVocabulary
+from gateway.watching import StatusFeed, Watched
 from gateway.writers import Writers
 from gateway.writing import Scribe
 from mesh import tracing
@@ -141,7 +143,7 @@ def create_app(
         lifespan=_lifespan(peers, lifecycle, keys),
     )
     report = _report(settings, peers, lifecycle, keys=keys, tls=tls)
-    door.routes.update(_mount(app, settings, peers, lifecycle, report))
+    door.routes.update(_mount(app, settings, peers, door, report))
     limits = settings.limits
     body_limits = BodyLimits(
         json_bytes=limits.max_json_bytes,
@@ -170,9 +172,10 @@ def create_app(
 
 
 def _mount(
-    app: FastAPI, settings: GatewaySettings, peers: Peers, lifecycle: Lifecycle, report: StatusReport
+    app: FastAPI, settings: GatewaySettings, peers: Peers, door: Door, report: StatusReport
 ) -> Mapping[tuple[str, str], PlainRoute]:
     """Routes are tried in this order, so those that are asked most stand first. Returns them by method and path."""
+    lifecycle = door.lifecycle
     catalogue = Catalogue(peers, aliases=settings.models.aliases, info_seconds=settings.timeouts.info_seconds)
     vocabulary = OpenAIVocabulary(PUBLISHED[settings.vocabulary.name], _vocabulary_folder(settings))
     ranker = Ranker(peers.reranker, catalogue, settings)
@@ -186,6 +189,8 @@ def _mount(
     MessagesRoute(scribe).mount(api)
     ChunkRoute(peers.chunker, catalogue, settings, url_source(settings.url_sources)).mount(api)
     OperationsRoutes(lifecycle, report).mount(api)
+    feed = StatusFeed(Watched(report, peers, door.journal.recent, door.places, lifecycle))
+    WatchingRoute(feed, settings.streams).mount(api)
     ModelRoutes(catalogue, created=lifecycle.started_unix_seconds).mount(api)
     GpuRoutes(peers.gpu, settings).mount(api)
     PageRoutes().mount(app)

@@ -37,7 +37,7 @@ class Door:
     def __init__(self, places: Places, *, journal: Journal, lifecycle: Lifecycle) -> None:
         self.places = places
         self.journal = journal
-        self._lifecycle = lifecycle
+        self.lifecycle = lifecycle
         self.routes: dict[tuple[str, str], PlainRoute] = {}
         """Where a method of a path leads, and whose room it needs; whoever mounts the routes fills it."""
         self.guard: Guard | None = None
@@ -58,7 +58,7 @@ class Door:
 
         Its connection lives on, and what still comes of its body is to be dropped.
         """
-        if scope["path"] in ALWAYS or scope["method"] == "HEAD" or self._lifecycle.draining:
+        if scope["path"] in ALWAYS or scope["method"] == "HEAD" or self.lifecycle.draining:
             return None
         exchange = Exchange.open(scope)
         exchange.body_read = scope["method"] == "GET"
@@ -74,7 +74,7 @@ class Door:
         return self._refused(exchange, scope, error)
 
     def _refused(self, exchange: Exchange, scope: Scope, error: MeshError) -> bytes:
-        exchange.outcome = error.reason.lower()
+        exchange.failed(error)
         exchange.refused = True
         span = None if tracing.active is None else self._traces.begin(exchange, scope)
         shown = problem(error, dialect=exchange.dialect, call=exchange.call, path=exchange.path)

@@ -146,8 +146,7 @@ class _Answer:
     async def fail(self, error: MeshError, allow: str | None = None) -> None:
         """Answer with the error; a started answer stays unfinished, so that nobody takes it for whole."""
         exchange = self._exchange
-        exchange.outcome = error.reason.lower()
-        exchange.hop = error.hop or ""
+        exchange.failed(error)
         if self.status or isinstance(error, Cancelled):
             self.status = self.status or error.http_status
             return

@@ -275,6 +275,10 @@ class Hop:
             p99_seconds=self._latencies.quantile(0.99),
         )
 
+    def times_since(self, mark: int) -> tuple[int, Sequence[float]]:
+        """How long the successful calls after the first ``mark`` took, in seconds, and the mark for the next time."""
+        return self._latencies.since(mark)
+
     def servers(self) -> frozenset[tuple[str, float]]:
         """The addresses that serve now and since when: another set whenever one comes, goes or was started anew."""
         return self._balancer.servers() if self._balancer else frozenset()
@@ -333,7 +337,7 @@ class Hop:
             seconds = time.monotonic() - started
             self._latencies.calls += 1
             if sampled and outcome == "ok":
-                self._latencies.samples.append(seconds)
+                self._latencies.took(seconds)
             meter.record(outcome, seconds)
             if span is not None:
                 span.end(outcome, failure)

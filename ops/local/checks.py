@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ops.local.browser import without_browser
 from ops.local.console import Console, render_table
 from ops.local.environments import Installer, engine_environment, has_cuda, mesh_environments, test_environments
 from ops.local.failures import OperatorError
@@ -60,6 +61,7 @@ PARTS = (
     *ENGINES_APART,
     "integration",
     "chaos",
+    "browser",
 )
 
 
@@ -92,6 +94,7 @@ def all_checks(layout: Layout, stubs: Path) -> tuple[Check, ...]:
         *(_pytest(python, engine, f"tests/{engine}") for engine in ENGINES_APART),
         _pytest(python, "integration", "tests/integration"),
         _pytest(python, "chaos", "tests/chaos"),
+        _pytest(python, "browser", "tests/browser"),
     )
 
 
@@ -113,9 +116,9 @@ def checks(parts: Sequence[str], layout: Layout, console: Console, *, keep_going
         # Compiled for minutes: only who names the part gets it; elsewhere its tests say that they skip.
         installer.ensure((engine_environment("llamacpp"),))
     why_not = without_vllm(parts, installer)
-    if why_not:
-        console.say(why_not)
-    if not parts or {*ENGINES_APART, "integration", "chaos"} & set(parts):
+    for reason in filter(None, (why_not, without_browser(parts, installer, layout, console, os.environ))):
+        console.say(reason)
+    if not parts or {*ENGINES_APART, "integration", "chaos", "browser"} & set(parts):
         prepare_models(layout, plan({}), console, os.environ)
     if (not parts or {"contract", "integration"} & set(parts)) and (without := unpack(layout)):
         console.say(f"The tests that run a real Prometheus are skipped: {without}")
