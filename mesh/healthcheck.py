@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 ASK_SECONDS = 3.0
 """Less than the probe's own limit, so that it ends with a reason."""
@@ -20,8 +21,9 @@ def ask_worker(target: str, seconds: float = ASK_SECONDS) -> str:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
-            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=seconds)
+            reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=seconds)
         except grpc.RpcError as error:
             return f"{target} does not answer: {error.code().name}"
     states = health_pb2.HealthCheckResponse

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     begin.add_argument(
         "--mode",
         choices=["local", "docker"],
-        help="processes of this machine, or containers; by default docker when an engine answers, else local",
+        help="processes of this machine (the default), or containers, which are built first",
     )
     begin.add_argument("--host", help="address of the gateway (default 127.0.0.1, this machine only)")
     begin.add_argument(
