@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ops.docker.engine import why_not as no_containers
 from ops.local.console import Console, render_table
 from ops.local.environments import Installer, engine_environment, has_cuda, mesh_environments, test_environments
 from ops.local.failures import OperatorError
@@ -59,6 +60,7 @@ PARTS = (
     *ENGINES_APART,
     "integration",
     "chaos",
+    "containers",
 )
 
 
@@ -91,6 +93,7 @@ def all_checks(layout: Layout, stubs: Path) -> tuple[Check, ...]:
         *(_pytest(python, engine, f"tests/{engine}") for engine in ENGINES_APART),
         _pytest(python, "integration", "tests/integration"),
         _pytest(python, "chaos", "tests/chaos"),
+        _pytest(python, "containers", "tests/containers"),
     )
 
 
@@ -120,6 +123,9 @@ def checks(parts: Sequence[str], layout: Layout, console: Console, *, keep_going
     with tempfile.TemporaryDirectory(prefix="mesh-stubs-") as stubs:
         for check in all_checks(layout, Path(stubs)):
             if parts and check.part not in parts:
+                continue
+            if not parts and check.part == "containers" and (reason := no_containers()):
+                console.say(f"\n── {check.name}: left out, since {reason}")
                 continue
             outcome = _run(check, layout, console, why_not)
             outcomes.append(outcome)

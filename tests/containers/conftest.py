@@ -28,7 +28,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     """The whole mesh with its default models, every capability serving; one setting comes from the environment."""
     if reason := why_skipped(os.environ.get("MESH_BASE_IMAGE") or DEFAULT_BASE):
         pytest.skip(f"no containers here: {reason}")
-    stack = Stack(tmp_path_factory.mktemp("containers"), EMBEDDING_MODEL_ALIASES=ALIAS)
+    stack = Stack.make(tmp_path_factory.mktemp("containers"), EMBEDDING_MODEL_ALIASES=ALIAS)
     try:
         result = stack.start()
         assert result.returncode == 0, result.stdout + result.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ops.docker.composition import BASE_FILE, SERVICES
@@ -43,12 +44,21 @@ def why_skipped(base: str = DEFAULT_BASE) -> str:
     return ""
 
 
+@dataclass(frozen=True)
 class Stack:
     """A mesh in containers on free ports of this machine."""
 
-    def __init__(self, home: Path, **variables: str) -> None:
+    mesh: LocalMesh
+
+    @classmethod
+    def make(cls, home: Path, **variables: str) -> Stack:
+        """One that is not started. ``variables`` reach its processes."""
         names = {"COMPOSE_PROJECT_NAME": PROJECT, "MESH_IMAGE_TAG": TAG}
-        self.mesh = LocalMesh.make(home, **names, **variables)
+        return cls(LocalMesh.make(home, **names, **variables))
+
+    def changed(self, **variables: str) -> Stack:
+        """The same one as other variables see it."""
+        return Stack(replace(self.mesh, environ={**self.mesh.environ, **variables}))
 
     @property
     def url(self) -> str:
