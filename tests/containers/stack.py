@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ops.docker.composition import BASE_FILE, SERVICES
 from ops.docker.engine import compose_command, containers, image_bytes, why_not
 from ops.docker.images import DEFAULT_BASE
-from ops.docker.life import refuse_names_of_others
+from ops.docker.life import compose_files, refuse_names_of_others
 from ops.local.failures import OperatorError
+from ops.local.layout import CHECKOUT
 from ops.local.testing import LocalMesh
 
 PROJECT = "torch-isolation-mesh-tests"
@@ -20,6 +21,8 @@ TAG = "tests"
 NETWORK = f"{PROJECT}_mesh"
 WORKERS = tuple(service.name for service in SERVICES if service.name != "gateway")
 _PULL_SECONDS = 120
+_BUILD_SECONDS = 1800
+_COMPOSE_SECONDS = 400
 
 
 def docker(*arguments: str, seconds: float = 120.0, check: bool = True) -> str:
@@ -65,28 +68,33 @@ class Stack:
         """The gateway's address."""
         return self.mesh.url
 
-    def start(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def start(self) -> subprocess.CompletedProcess[str]:
         """Build and start it by the script."""
-        return self.mesh.start("--mode", "docker", *arguments)
+        return _run([str(CHECKOUT / "scripts" / "start_torch_isolation.sh"), "--mode", "docker"], self, _BUILD_SECONDS)
 
     def stop(self) -> subprocess.CompletedProcess[str]:
         """Stop it by the script; its models stay."""
         return self.mesh.stop()
 
-    def compose(self, *arguments: str, seconds: float = 400.0) -> subprocess.CompletedProcess[str]:
-        """A Compose command as the migration guide writes it, in this mesh's environment."""
-        return subprocess.run(
-            [*compose_command(), "-f", str(BASE_FILE), *arguments],
-            env=dict(self.mesh.environ),
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-        )
+    def compose(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A Compose command as the migration guide writes it: on the one file, in this mesh's environment."""
+        return _run([*compose_command(), "-f", str(BASE_FILE), *arguments], self, _COMPOSE_SECONDS)
+
+    def anew(self, name: str) -> None:
+        """Bring one container to what its environment says now, as the script started it otherwise."""
+        files = compose_files(self.mesh.layout, self.mesh.environ, cuda=False)
+        named = [part for file in files for part in ("-f", str(file))]
+        up = _run([*compose_command(), *named, "up", "-d", "--no-build", "--no-deps", name], self, _COMPOSE_SECONDS)
+        assert up.returncode == 0, up.stdout + up.stderr
 
     def forget(self) -> None:
         """Remove what it kept: the volume of models and the network. The images stay, as a cache."""
         self.compose("down", "--volumes", "--timeout", "5")
+
+
+def _run(command: Sequence[str], stack: Stack, seconds: float) -> subprocess.CompletedProcess[str]:
+    environ = dict(stack.mesh.environ)
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=seconds, check=False)
 
 
 def python_in(container: str, code: str, *, check: bool = True) -> str:
