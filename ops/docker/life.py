@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ops.docker.composition import BASE_FILE, GPU_FILE, MODELS, PROJECT, SERVICES, write_additions
-from ops.docker.engine import Compose, Container, containers, engine_version, runs_nvidia
+from ops.docker.engine import Compose, Container, ask, containers, engine_version, runs_nvidia
 from ops.docker.images import DEFAULT_BASE, build, size_table, torch_index
 from ops.local.closing import closing_words
 from ops.local.console import Console
@@ -149,7 +149,8 @@ def bring_down(layout: Layout, compose: Compose | None = None) -> bool:
         compose = Compose.found([BASE_FILE], os.environ, layout.install_log)
     compose.call("stop", GATEWAY)
     compose.call("rm", "--stop", "--force", *_NAMES, MODELS)
-    # Prometheus and Grafana, where the operator has started them, stay, and their network with them.
+    # Refused while Prometheus or Grafana, which the operator has started, are still on it.
+    ask(["docker", "network", "rm", f"{project()}_mesh"])
     for path in layout.transient:
         path.unlink(missing_ok=True)
     return not any(each.project == project() for each in containers(_NAMES).values())
