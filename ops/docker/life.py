@@ -48,7 +48,7 @@ def start(asked: Wishes, topology: Topology, layout: Layout, console: Console, e
             usable came up.
     """
     cuda = has_cuda() and runs_nvidia()
-    wishes = dict(environ)
+    wishes = dict(environ)  # completed below, once it is sure that there is something to build with
     compose = Compose.found(compose_files(layout, wishes, cuda=cuda), wishes, layout.install_log)
     refuse_names_of_others()
     taken = tuple(each for each in topology.listeners if not each.variable.endswith("_METRICS_PORT"))

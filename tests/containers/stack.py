@@ -11,8 +11,7 @@ from pathlib import Path
 from ops.docker.composition import BASE_FILE, SERVICES
 from ops.docker.engine import compose_command, containers, image_bytes, why_not
 from ops.docker.images import DEFAULT_BASE
-from ops.docker.life import compose_files, refuse_names_of_others
-from ops.local.failures import OperatorError
+from ops.docker.life import compose_files
 from ops.local.layout import CHECKOUT
 from ops.local.testing import LocalMesh
 
@@ -36,10 +35,9 @@ def why_skipped(base: str = DEFAULT_BASE) -> str:
     """Why these tests cannot run here; empty where they can."""
     if reason := why_not():
         return reason
-    try:
-        refuse_names_of_others()
-    except OperatorError as error:
-        return error.message
+    taken = [each.name for each in containers([*WORKERS, "gateway", "mesh-models"]).values() if each.project != PROJECT]
+    if taken:
+        return f"containers with the mesh's names are there: {', '.join(taken)}"
     if image_bytes(base) is None:
         pulled = subprocess.run(["docker", "pull", "-q", base], capture_output=True, timeout=_PULL_SECONDS, check=False)
         if pulled.returncode:
