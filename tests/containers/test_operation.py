@@ -108,7 +108,7 @@ def test_a_restart_of_everything_loses_no_configuration_and_no_model(
     assert any("engines/" in name for name in kept)
     assert any("demo-llm/" in name for name in kept)
     began = time.monotonic()
-    docker("restart", "--time", "30", *NAMES, seconds=300)
+    docker("restart", "-t", "30", *NAMES, seconds=300)
     back = wait_for(lambda: _all_serve(stack), "everything serves again", seconds=180)
     measured("containers: all restarted and serving", back - began, "s")
     assert _vectors(http.post("/v1/embeddings", json=body)) == pytest.approx(vectors, abs=1e-3)
