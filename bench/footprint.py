@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import statistics
 import sys
 from collections.abc import Callable
@@ -75,7 +76,9 @@ async def _start(program: Program) -> _Start:
 
 def _monolith_program(model: Path) -> Program:
     port = free_port()
-    command = [sys.executable, "-m", "bench.monolith", "--port", str(port), "--model", str(model)]
+    # One model and no configuration: the least that such a process can be.
+    what = ["--only", "embedding", "--model", str(model), "--config", os.devnull]
+    command = [sys.executable, "-m", "previous", "--port", str(port), *what]
     return Program(name="The API process with torch", command=command, port=port, ready_path="/health/ready")
 
 

@@ -1,4 +1,8 @@
-"""The models called directly, as an API process with torch in it does: the baselines of embedding and reranking."""
+"""The models called directly, as an API process with torch in it does: the baselines of embedding and reranking.
+
+They are the services of `previous`, which a team that goes back runs: sentence-transformers in float32, and nothing of
+the workers' engines. Each gets as many of torch's threads as serve it best, which a real one may not.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-BATCH_SIZE = 32
-
 
 class InProcess(Aside):
-    """A SentenceTransformer in float32 on the CPU, with as many threads as serve it best.
+    """`previous`'s embedding and late interaction in float32 on the CPU, with as many threads as serve it best.
 
     torch takes one a core by itself. Where another process wants a core too, those threads wait for each other at every
     step, and one thread alone can be ten times faster. A baseline must not lose by that, so everything that is timed
@@ -55,7 +57,7 @@ class InProcess(Aside):
 
 
 class InProcessCrossEncoder(Aside):
-    """A sentence-transformers CrossEncoder in float32 on the CPU, timed as `InProcess` is."""
+    """`previous`'s cross-encoder in float32 on the CPU, timed as `InProcess` is."""
 
     def __init__(self, model: Path) -> None:
         super().__init__("the in-process cross-encoder", _CrossEncoder, str(model))
@@ -108,36 +110,32 @@ class _Encoder:
 
     def __init__(self, model: str) -> None:
         import torch  # type: ignore[import-not-found, unused-ignore]
-        from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found, unused-ignore]
-        from transformers.utils.logging import disable_progress_bar  # type: ignore[import-not-found, unused-ignore]
 
-        disable_progress_bar()
+        from inference.rerankers import Method
+        from previous.services.embedding import EmbeddingService
+        from previous.services.reranking import RerankingService
+
         self._threads: int = torch.get_num_threads()
-        self._model = SentenceTransformer(model, device="cpu").float()
-        self._model.encode(["warm"])
+        self._embedding = EmbeddingService(model, device="cpu")
+        self._reranking = RerankingService(model, method=Method.LATE_INTERACTION, device="cpu")
+        self._embedding.generate_embeddings(["warm"])
+        self._reranking.rerank("warm", ["warm"])
 
     def embedding_seconds(self, texts: list[str]) -> float:
-        return _quicker(self._threads, lambda: self._model.encode(texts, batch_size=BATCH_SIZE))
+        return _quicker(self._threads, lambda: self._embedding.generate_embeddings(texts))
 
     def one_by_one_seconds(self, texts: list[str]) -> float:
-        return _quicker(self._threads, lambda: [self._model.encode(text) for text in texts])
+        return _quicker(self._threads, lambda: [self._embedding.generate_embeddings([text]) for text in texts])
 
     def vectors(self, texts: list[str]) -> Any:
-        return self._model.encode(texts, batch_size=BATCH_SIZE, normalize_embeddings=True)
+        return self._embedding.generate_embeddings(texts)
 
     def ranking_seconds(self, rankings: list[Ranking]) -> float:
         return _quicker(self._threads, lambda: [self.scores(ranking) for ranking in rankings])
 
     def scores(self, ranking: Ranking) -> list[float]:
-        """MaxSim: the mean over the query's words of the largest cosine to any word of the document."""
-        from torch.nn.functional import normalize  # type: ignore[import-not-found, unused-ignore]
-
-        states = self._model.encode(
-            [ranking.query, *ranking.documents], batch_size=BATCH_SIZE, output_value="token_embeddings"
-        )
-        # The first and the last token are special: they resemble each other in any two texts.
-        query, *documents = [normalize(state[1:-1], dim=-1) for state in states]
-        return [float((query @ document.T).amax(dim=1).mean()) for document in documents]
+        """As cosines, the scale on which ties are told."""
+        return [2 * score - 1 for score in self._reranking.rerank(ranking.query, ranking.documents)]
 
 
 class _CrossEncoder:
@@ -145,20 +143,18 @@ class _CrossEncoder:
 
     def __init__(self, model: str) -> None:
         import torch  # type: ignore[import-not-found, unused-ignore]
-        from sentence_transformers import CrossEncoder
-        from transformers.utils.logging import disable_progress_bar  # type: ignore[import-not-found, unused-ignore]
 
-        disable_progress_bar()
+        from previous.services.reranking import RerankingService
+
         self._threads: int = torch.get_num_threads()
-        self._model = CrossEncoder(model, device="cpu", num_labels=1, activation_fn=torch.nn.Sigmoid())
-        self._model.predict([("warm", "warm")])
+        self._reranking = RerankingService(model, device="cpu")
+        self._reranking.rerank("warm", ["warm"])
 
     def ranking_seconds(self, rankings: list[Ranking]) -> float:
         return _quicker(self._threads, lambda: [self.scores(ranking) for ranking in rankings])
 
     def scores(self, ranking: Ranking) -> list[float]:
-        pairs = [(ranking.query, document) for document in ranking.documents]
-        return [float(score) for score in self._model.predict(pairs, batch_size=BATCH_SIZE)]
+        return self._reranking.rerank(ranking.query, ranking.documents)
 
 
 class _Engine:

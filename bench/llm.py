@@ -1,7 +1,8 @@
 """What the mesh adds to a language model's engine: the same engine, asked through the mesh and directly, in turns.
 
 The benchmark starts its own worker with vLLM, and its own gateway before it, and reaches that very engine at its own
-door too. So whatever the engine takes, it takes for both; what differs is the hop.
+door too. So whatever the engine takes, it takes for both; what differs is the hop. A vLLM on the processor computes on
+cores of its own; see `bench.cores`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import json
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from bench.cores import Cores
 from bench.gateway import gateway_program
 from bench.llm_models import Model, models
 from bench.load import closed_loop, post
@@ -27,6 +30,7 @@ from bench.report import Goal, Row
 from bench.streams import Dial, StreamConnection, Streamed
 from bench.subject import CannotMeasure
 from bench.workers import until_it_serves
+from ops.local.environments import has_cuda
 from ops.local.layout import Layout
 
 if TYPE_CHECKING:
@@ -138,7 +142,7 @@ def grpc_way(client: AsyncLLMServiceClient) -> Callable[[int, str], Awaitable[St
     """Asks the worker by the mesh's own client."""
     from mesh.clients.llm import ChatMessage, Finish, Generation, Piece, ResponseFormat, Role, Sampling
 
-    clock = asyncio.get_running_loop().time
+    clock = time.perf_counter  # the loop's own counts milliseconds
 
     async def ask(_: int, prompt: str) -> Streamed:
         request = Generation(
@@ -177,8 +181,10 @@ async def _measure(options: Options, layout: Layout, model: Model | None, tell: 
     """The rows of one model; None is whatever the named engine serves."""
     name = model.name if model is not None else "the engine's model"
     tell(f"language model, {name}: starting an engine, a worker and a gateway")
+    cores = Cores() if options.engine_url or has_cuda() else Cores.halves()
     async with AsyncExitStack() as stack:
-        ways, same = await stack.enter_async_context(_ways(options, layout, model))
+        stack.enter_context(cores.held_to_the_rest())
+        ways, same = await stack.enter_async_context(_ways(options, layout, model, cores))
         for way in ways.values():  # connections, and whatever is computed once
             await way.round(min(1.0, options.seconds), CONCURRENCY)
         alone = await _take_turns(ways, options, 1, tell)
@@ -232,13 +238,16 @@ def _under_load(way: str, model: str, ways: Mapping[str, Way], series: Mapping[s
 
 
 @asynccontextmanager
-async def _ways(options: Options, layout: Layout, model: Model | None) -> AsyncIterator[tuple[dict[str, Way], int]]:
+async def _ways(
+    options: Options, layout: Layout, model: Model | None, cores: Cores
+) -> AsyncIterator[tuple[dict[str, Way], int]]:
     """The ways to one engine, and how many prompts are answered alike through the gateway and directly."""
     from mesh.clients.llm import AsyncLLMServiceClient
 
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llm-")))
-        program = _worker(options, layout, directory, model)
+        engine = cores.engine_python(layout.python("vllm"), directory)
+        program = _worker(options, layout, Engine(directory, engine, model))
         await stack.enter_async_context(running(program))
         client = await stack.enter_async_context(AsyncLLMServiceClient(f"127.0.0.1:{program.port}"))
         await until_it_serves(program, client, LOADS_WITHIN_SECONDS)
@@ -262,16 +271,25 @@ def require_vllm(layout: Layout) -> None:
         )
 
 
-def _worker(options: Options, layout: Layout, directory: Path, model: Model | None) -> Program:
-    """The worker: over the engine that the options name, else over a vLLM whose socket will be in ``directory``."""
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A vLLM to start: its socket's directory, the Python that has it, and what it serves."""
+
+    directory: Path
+    python: Path
+    model: Model | None
+
+
+def _worker(options: Options, layout: Layout, engine: Engine) -> Program:
+    """The worker: over the engine that the options name, else over a vLLM."""
     port = free_port()
     told = {"LLM_PORT": str(port), "LLM_METRICS_PORT": "0", "MESH_MODELS": str(layout.models)}
     if options.engine_url:
         told |= {"LLM_ENGINE": "openai", "LLM_ENGINE_URL": options.engine_url}
         told |= {"LLM_MAX_CONCURRENT_REQUESTS": str(2 * CONCURRENCY)}
     else:
-        told |= {"LLM_ENGINE": "vllm", "LLM_ENGINE_PYTHON": str(layout.python("vllm")), "TMPDIR": str(directory)}
-        told |= {"LLM_MODEL": str(model.path)} if model is not None else {}
+        told |= {"LLM_ENGINE": "vllm", "LLM_ENGINE_PYTHON": str(engine.python), "TMPDIR": str(engine.directory)}
+        told |= {"LLM_MODEL": str(engine.model.path)} if engine.model is not None else {}
     return Program(
         name="The LLM worker",
         command=[sys.executable, "-m", "llm_service"],

@@ -19,6 +19,7 @@ from gateway.connections import server_config
 from gateway.door import Door
 from gateway.lifecycle import Lifecycle
 from gateway.settings import GatewaySettings
+from mesh import tracing
 from mesh.settings import EXIT_SETTINGS, SettingsError
 from mesh.telemetry import configure_logging, fields, get_logger
 
@@ -86,6 +87,7 @@ def main() -> int:
     try:
         settings = GatewaySettings.load()
         configure_logging("gateway", settings.log_format)
+        tracing.turn_on("gateway")
         lifecycle = Lifecycle()
         door = Door.of(settings, lifecycle)
         app = create_app(settings, lifecycle=lifecycle, door=door)
@@ -109,6 +111,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.note_exit)
     server.run()
+    tracing.turn_off()
     return 0 if server.started else 1
 
 

@@ -33,10 +33,12 @@ from gateway.routes.rerank import RerankRoutes
 from gateway.routes.tei import TeiRoutes
 from gateway.settings import GatewaySettings
 from gateway.status import StatusReport
+from gateway.traces import Traced
 from gateway.vector_cache.building import with_vector_cache
 from gateway.vocabulary import PUBLISHED, OpenAIVocabulary
 from gateway.writers import Writers
 from gateway.writing import Scribe
+from mesh import tracing
 from mesh.clients.chunking import AsyncChunkingServiceClient
 from mesh.clients.embedding import AsyncEmbeddingServiceClient
 from mesh.clients.gpu import AsyncGPUServiceClient
@@ -140,6 +142,7 @@ def create_app(
     # again for every request, after ours have done so.
     app.middleware_stack = folded(
         Exact(app.router),
+        *(() if tracing.active is None else (Traced,)),
         partial(Account, journal=door.journal, lifecycle=lifecycle),
         Framing,
         partial(Admission, places=door.places),

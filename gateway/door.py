@@ -14,6 +14,8 @@ from gateway.loop import LoopDelay
 from gateway.middleware import UnreadLimits
 from gateway.problems import phrase_of, problem
 from gateway.settings import GatewaySettings
+from gateway.traces import DoorTraces
+from mesh import tracing
 from mesh.context import current_call
 from mesh.errors import MeshError
 
@@ -31,6 +33,7 @@ class Door:
         self.routes: dict[tuple[str, str], PlainRoute] = {}
         """Where a method of a path leads, and whose room it needs; whoever mounts the routes fills it."""
         self._unread = UnreadLimits()
+        self._traces = DoorTraces()
 
     @classmethod
     def of(cls, settings: GatewaySettings, lifecycle: Lifecycle) -> Door:
@@ -62,6 +65,7 @@ class Door:
     def _refused(self, exchange: Exchange, scope: Scope, error: MeshError) -> bytes:
         exchange.outcome = error.reason.lower()
         exchange.refused = True
+        span = None if tracing.active is None else self._traces.begin(exchange, scope)
         shown = problem(error, dialect=exchange.dialect, call=exchange.call, path=exchange.path)
         body = shown.body
         lines = [
@@ -76,6 +80,8 @@ class Door:
         token = current_call.set(exchange.call)
         try:
             self.journal.record(exchange, scope, shown.status)
+            if span is not None:
+                self._traces.end(span, exchange, scope, status=shown.status, error=error)
         finally:
             current_call.reset(token)
         return "\r\n".join(lines).encode("latin-1") + body

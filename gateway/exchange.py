@@ -48,6 +48,8 @@ class Exchange:
     timings_ms: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     outcome: str = "ok"
+    hop: str = ""
+    """The hop that it failed on."""
     body_read: bool = False
     """Whether the whole body was taken from the connection."""
     abandoned: bool = False

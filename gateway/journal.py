@@ -17,7 +17,7 @@ _LOG = get_logger(__name__)
 
 REQUESTS = Counter("mesh_http_requests_total", "HTTP requests answered.", ["route", "method", "status"])
 LATENCY = Histogram(
-    "mesh_http_latency_seconds", "Time from a request's first byte to its answer's last.", ["route", "method"],
+    "mesh_http_request_duration_seconds", "Time from a request's first byte to its answer's last.", ["route", "method"],
     buckets=LATENCY_BUCKETS,
 )  # fmt: skip
 
@@ -29,6 +29,16 @@ REFUSALS_LOGGED_PER_SECOND = 10
 def route_label(scope: Scope) -> str:
     """The route's template, for metrics: a path that a client made up must not become a time series."""
     return str(getattr(scope.get("route"), "path", "unmatched"))
+
+
+def method_label(scope: Scope) -> str:
+    """The request's method, which is the client's word too: one that nobody serves is ``other``."""
+    return scope["method"] if scope["method"] in _METHODS else "other"
+
+
+def is_quiet(route: str, status: int) -> bool:
+    """Whether it is a probe that was answered well, which nobody wants to read about."""
+    return route in _QUIET_ROUTES and status < 400
 
 
 @cache
@@ -51,12 +61,10 @@ class Journal:
         """Keep what is to be kept of a request that was answered with ``status``."""
         milliseconds = exchange.elapsed_ms()
         route = route_label(scope)
-        # Methods are the client's words too.
-        method = scope["method"] if scope["method"] in _METHODS else "other"
-        requests, latency = _series(route, method, status)
+        requests, latency = _series(route, method_label(scope), status)
         requests.inc()
         latency.observe(milliseconds / 1000)
-        if route in _QUIET_ROUTES and status < 400:
+        if is_quiet(route, status):
             return
         if exchange.refused and not self._refusals.told_singly(_Kind(route, exchange.dialect.value, exchange.outcome)):
             return

@@ -144,6 +144,7 @@ class _Answer:
         """Answer with the error; a started answer stays unfinished, so that nobody takes it for whole."""
         exchange = self._exchange
         exchange.outcome = error.reason.lower()
+        exchange.hop = error.hop or ""
         if self.status or isinstance(error, Cancelled):
             self.status = self.status or error.http_status
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gpu_services.chunking.service import ChunkingService
 from gpu_services.chunking.servicer import NAME as CHUNKING
 from gpu_services.chunking.servicer import ChunkingServicer
+from gpu_services.gpu.metrics import GPUS
 from gpu_services.gpu.nvml import Nvml
 from gpu_services.gpu.reader import GpuReader
 from gpu_services.gpu.servicer import NAME as GPU
@@ -19,6 +20,11 @@ def capabilities(settings: GpuServicesSettings) -> tuple[Capability, Capability]
     reader = GpuReader(Nvml())
     chunks = ChunkingServicer(chunking, default_seconds=settings.default_deadline_seconds)
     gpus = GpuServicer(reader)
+
+    async def start_gpus() -> None:
+        GPUS.publish(reader)
+        await reader.start()
+
     return (
         Capability(
             service=CHUNKING,
@@ -31,7 +37,7 @@ def capabilities(settings: GpuServicesSettings) -> tuple[Capability, Capability]
         Capability(
             service=GPU,
             register=gpus.register,
-            start=reader.start,
+            start=start_gpus,
             canary=reader.canary,
             unhealthy=reader.unhealthy,
             stop=reader.stop,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Generic, Protocol, TypeVar, cast
 
+from mesh import tracing
 from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.errors import MeshError
@@ -66,6 +67,7 @@ class Ticket(Generic[W, R]):
         canary: goes before all others and alone, so that it proves the engine while requests fill the queue.
         waiting: keys of the items that still queue.
         failure: set once, when any item fails; the rest of the ticket is then not computed.
+        traceparent: where its spans belong; empty where nobody traces it.
     """
 
     works: Sequence[W]
@@ -81,6 +83,8 @@ class Ticket(Generic[W, R]):
     started_at: float | None = None
     inference_seconds: float = 0.0
     largest_batch: int = 0
+    traceparent: str = field(default_factory=tracing.present)
+    queue_told: bool = False
 
     def __post_init__(self) -> None:
         self.results = [None] * len(self.works)

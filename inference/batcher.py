@@ -21,11 +21,12 @@ from inference.metrics import BatchMetrics
 from inference.pace import Computed, Pace
 from inference.recovery import GivenUp, Recovery
 from inference.room import Reservation, Room
+from inference.traces import BatchTraces
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.errors import DeadlineExceeded, Internal, MeshError, Unavailable
-from mesh.telemetry import fields, get_logger
+from mesh.telemetry import fields, get_logger, quoting
 
 log = get_logger(__name__)
 
@@ -73,7 +74,8 @@ class Batcher(Generic[W, R]):
         self._run = run
         self._give_way = give_way
         self._clock = clock
-        self._metrics = BatchMetrics(capability)
+        self._metrics = BatchMetrics(capability, queued_tokens=limits.queued_tokens)
+        self._traces = BatchTraces(capability, clock)
         self._capability = capability
         self._queue: AdmissionQueue[W, R] = AdmissionQueue(limits.batch_tokens)
         self._changed = threading.Condition()
@@ -242,6 +244,7 @@ class Batcher(Generic[W, R]):
             ticket.abandoned = True
             self._queue.remove(ticket)
             self._metrics.queued(self._queue.tokens)
+        self._traces.left(ticket)
 
     # -- on the engine's thread ---------------------------------------------------------------------------------------
 
@@ -311,8 +314,11 @@ class Batcher(Generic[W, R]):
                 raise RuntimeError(f"the engine answered {len(results)} results for {len(batch)} items")
         except Exception as error:
             self._recover(batch, error)
+            self._traces.computed(batch, started, self._clock(), loop=self._loop, error=error)
             return
-        self._finish(batch, results, self._clock() - started)
+        ended = self._clock()
+        self._finish(batch, results, ended - started)
+        self._traces.computed(batch, started, ended, loop=self._loop)
 
     def _recover(self, batch: list[Entry[W, R]], error: Exception) -> None:
         """Have the parts of a failed batch tried again, or fail the request that stands alone."""
@@ -339,7 +345,7 @@ class Batcher(Generic[W, R]):
 
     def _give_up(self, given_up: list[GivenUp[W, R]]) -> None:
         for each in given_up:
-            items = fields(capability=self._capability, items=len(each.entries))
+            items = quoting(capability=self._capability, items=len(each.entries))
             log.error("a batch failed", exc_info=each.error, extra=items)
             failure = each.failure
             with self._changed:

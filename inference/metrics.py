@@ -14,6 +14,9 @@ _REFUSALS: tuple[Refusal, ...] = get_args(Refusal)
 _FAILURE_KINDS = ("oom", "error")
 
 _QUEUE_TOKENS = Gauge("mesh_batch_queue_tokens", "Tokens that wait for the engine.", ["capability"])
+_QUEUE_LIMIT = Gauge(
+    "mesh_batch_queue_limit_tokens", "Tokens that may wait; over it requests are refused.", ["capability"]
+)
 _BATCH_SIZE = Histogram(
     "mesh_batch_size", "Inputs in one batch.", ["capability"], buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 )
@@ -31,15 +34,23 @@ _INFERENCE_SECONDS = Histogram(
     ["capability"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
 )
-_REFUSED = Counter("mesh_batch_refused_total", "Requests refused at admission or dropped.", ["capability", "why"])
-_FAILURES = Counter("mesh_batch_failures_total", "Batches that the engine failed.", ["capability", "why"])
-_SPLITS = Counter("mesh_batch_splits_total", "Batches split after a failure.", ["capability", "why"])
+_REFUSED = Counter(
+    "mesh_batch_requests_refused_total", "Requests refused at admission or dropped.", ["capability", "reason"]
+)
+_FAILURES = Counter("mesh_batch_failures_total", "Batches that the engine failed.", ["capability", "reason"])
+_SPLITS = Counter("mesh_batch_splits_total", "Batches split after a failure.", ["capability", "reason"])
 
 
 class BatchMetrics:
-    """The batcher's metrics, bound to one capability. Series are looked up once: a refusal has to be cheap."""
+    """The batcher's metrics, bound to one capability. Series are looked up once: a refusal has to be cheap.
 
-    def __init__(self, capability: str) -> None:
+    Args:
+        capability: whose batches.
+        queued_tokens: tokens that may wait.
+    """
+
+    def __init__(self, capability: str, *, queued_tokens: int) -> None:
+        _QUEUE_LIMIT.labels(capability).set(queued_tokens)
         self._queue_tokens = _QUEUE_TOKENS.labels(capability)
         self._size = _BATCH_SIZE.labels(capability)
         self._tokens = _TOKENS.labels(capability)

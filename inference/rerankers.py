@@ -87,6 +87,14 @@ class RerankerRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class FoundReranker:
+    """A reranker whose files are there, and how it scores."""
+
+    model: ResolvedModel
+    method: Method
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedReranker:
     """A reranker ready to run.
 
@@ -109,22 +117,28 @@ def load_reranker(
     Raises:
         ModelUnusable: as ``loading.load``; or a language model without a profile, or one that fails its questions.
     """
+    found = find_reranker(request, max_tokens=max_tokens, report=report)
+    if found.method is Method.GENERATIVE:
+        return _load_generative(found.model, request, plan, report, anew=anew)
+    head = Head.TOKENS if found.method is Method.LATE_INTERACTION else Head.LOGITS
+    return LoadedReranker(open_model(found.model, plan, head=head, report=report, anew=anew), found.method)
 
-    def loaded(method: Method | None) -> LoadedReranker:
+
+def find_reranker(request: RerankerRequest, *, max_tokens: int = 0, report: Report = log.info) -> FoundReranker:
+    """The first part of ``load_reranker``: the model's files, checked, and how it scores; nothing loaded."""
+
+    def found(request: RerankerRequest, method: Method | None) -> FoundReranker:
         model = find(request.model(method), max_tokens=max_tokens, report=report)
-        if model.card.kind is ModelKind.GENERATIVE:
-            return _load_generative(model, request, plan, report, anew=anew)
-        found = method or Method.CROSS_ENCODER
-        head = Head.TOKENS if found is Method.LATE_INTERACTION else Head.LOGITS
-        return LoadedReranker(open_model(model, plan, head=head, report=report, anew=anew), found)
+        generates = model.card.kind is ModelKind.GENERATIVE
+        return FoundReranker(model, Method.GENERATIVE if generates else method or Method.CROSS_ENCODER)
 
     if request.method is not None:
-        return loaded(request.method)
+        return found(request, request.method)
     if request.name:
-        return loaded(Method.LATE_INTERACTION if request.name == DEFAULT_EMBEDDING_MODEL else None)
+        return found(request, Method.LATE_INTERACTION if request.name == DEFAULT_EMBEDDING_MODEL else None)
     if _default_in_reach(request):
         try:
-            return loaded(Method.CROSS_ENCODER)
+            return found(request, Method.CROSS_ENCODER)
         except ModelUnusable as error:
             if error.reason not in _ABSENT:
                 raise
@@ -133,8 +147,7 @@ def load_reranker(
         f"{DEFAULT_EMBEDDING_MODEL}. Set {request.setting} to a cross-encoder's directory for better ranking."
     )
     # Revision and hash were stated for the cross-encoder.
-    request = replace(request, revision="", sha256="")
-    return loaded(Method.LATE_INTERACTION)
+    return found(replace(request, revision="", sha256=""), Method.LATE_INTERACTION)
 
 
 def _load_generative(

@@ -13,6 +13,9 @@ from inference.admission import Batched, R, Sized, W
 from inference.batcher import Batcher, BatchLimits
 from inference.loading import LoadedModel
 from inference.room import Reservation
+from inference.traces import tell_tokenized
+from mesh import tracing
+from mesh.clock import monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
 from mesh.errors import NotFound, PayloadTooLarge
@@ -171,12 +174,15 @@ class ModelRunner(Generic[W, R]):
         """
         if canary:
             return work()
+        began = monotonic()
         with self._batcher.reserved(self._estimate(size), deadline=deadline, priority=priority):
             if size.characters <= _INLINE_CHARACTERS:
                 found = work()
             else:
                 found = await asyncio.get_running_loop().run_in_executor(self._tokenizing[priority], work)
         self._learn_density(size, found)
+        if tracing.active is not None:
+            tell_tokenized(began, items=size.items, tokens=found.tokens, priority=priority)
         return found
 
     def reserved(self, tokens: int, *, deadline: Deadline, priority: Priority) -> AbstractContextManager[Reservation]:

@@ -18,9 +18,11 @@ RUNNING = Gauge(
     "Requests that the engine is writing for; each of several answers to one prompt counts.",
 )
 WAITING = Gauge("mesh_llm_requests_waiting", "Requests that wait for the engine, counted alike.")
+RUNNING_LIMIT = Gauge("mesh_llm_requests_running_limit", "Requests that the engine may write for at once.")
+WAITING_LIMIT = Gauge("mesh_llm_requests_waiting_limit", "Requests that may wait; over it they are refused.")
 TOKENS = Counter("mesh_llm_tokens_total", "Tokens, as the engine counted them.", ["kind"])
 FIRST_PIECE = Histogram(
-    "mesh_llm_first_token_seconds", "Time from a request's arrival to its first piece.", buckets=LATENCY_BUCKETS
+    "mesh_llm_time_to_first_token_seconds", "Time from a request's arrival to its first piece.", buckets=LATENCY_BUCKETS
 )
 ENGINE_RESTARTS = Counter("mesh_llm_engine_restarts_total", "Times that the engine was started again.")
 

@@ -38,11 +38,14 @@ async def feel_pulse(
 ) -> None:
     """Restart an engine that hangs, for ever.
 
-    A busy engine computes on a thread and still answers its health route; one that does not answer it twice is
-    stopped, or blocked as a whole. One that answers there may still hang where it computes: see `SilenceWatch`.
+    A busy engine computes on a thread and still answers its health route; one that does not answer it twice, and
+    writes nothing either, is stopped, or blocked as a whole. With a thousand streams its door may be too busy for the
+    health route: what it writes tells as much. One that answers there may still hang where it computes: see
+    `SilenceWatch`.
     """
     silent = 0
     while True:
+        signs = silence.signs
         await sleep(BEAT_SECONDS)
         if patient.unhealthy() is not None:
             silent = 0
@@ -53,7 +56,7 @@ async def feel_pulse(
         except Exception:
             log.exception("the engine's pulse could not be felt")  # the next beat may: nobody else would see it hang
             continue
-        silent = 0 if answers else silent + 1
+        silent = 0 if answers or silence.signs != signs else silent + 1
         if hangs is not None:
             patient.restart(hangs)
         elif silent >= SILENT_BEATS:

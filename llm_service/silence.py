@@ -42,6 +42,11 @@ class SilenceWatch:
         return self._outstanding > 0
 
     @property
+    def signs(self) -> int:
+        """How often something was heard so far."""
+        return self._signs
+
+    @property
     def seconds(self) -> float:
         """For how long nothing has been heard that it owes."""
         return self._clock() - self._silent_since if self._outstanding else 0.0

@@ -27,8 +27,18 @@ from llm_service.generation import (
     check,
     check_input,
 )
-from llm_service.metrics import ENGINE, FIRST_PIECE, RUNNING, TOKENS, WAITING, Published
+from llm_service.metrics import (
+    ENGINE,
+    FIRST_PIECE,
+    RUNNING,
+    RUNNING_LIMIT,
+    TOKENS,
+    WAITING,
+    WAITING_LIMIT,
+    Published,
+)
 from llm_service.schemas import check_schemas
+from llm_service.traces import Written, told
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
@@ -79,6 +89,8 @@ class Writer:
         )
         RUNNING.set_function(lambda: self._admission.running)
         WAITING.set_function(lambda: self._admission.waiting)
+        RUNNING_LIMIT.set(self.limits.concurrent)
+        WAITING_LIMIT.set(self.limits.queued)
         ENGINE.publish(self._published)
 
     async def start(self) -> None:
@@ -125,10 +137,16 @@ class Writer:
             request = await self.engine.prepare(request)
             async with (
                 place.slot(_tokens_to_read(request)),
-                aclosing(self._write(request, deadline, arrived)) as events,
+                aclosing(self._told(request, deadline, arrived)) as events,
             ):
                 async for event in events:
                     yield event
+
+    def _told(self, request: Generation, deadline: Deadline, arrived: float) -> AsyncGenerator[Event, None]:
+        about = Written(
+            request=request, model=self.model_name, engine=self.engine.name, arrived=arrived, clock=self._clock
+        )
+        return told(self._write(request, deadline, arrived), about)
 
     async def count(self, request: Generation, deadline: Deadline) -> TokenCount:
         """What the prompt takes of the context; nothing is written.

@@ -9,6 +9,7 @@ from mesh.balancing import Attempt, Balancer
 from mesh.deadline import Deadline
 from mesh.endpoint import Endpoint
 from mesh.errors import MeshError, Overloaded
+from mesh.hop_tracing import HopSpan
 from mesh.repetition import may_be_repeated, may_have_been_the_connection
 from mesh.resilience import RetryBudget
 
@@ -28,6 +29,9 @@ class Attempts:
         deadline: the call's.
         idempotent: whether its method may be carried out twice.
         evidence: whether the outcome says something about an endpoint's work.
+
+    Attributes:
+        span: the call's, where it is traced.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class Attempts:
         self._deadline = deadline
         self._idempotent = idempotent
         self._evidence = evidence
+        self.span: HopSpan | None = None
         self._tried: list[Endpoint] = []
         self._avoid: Sequence[Endpoint] = ()
         budget.record_call()
@@ -47,7 +52,11 @@ class Attempts:
         """The next attempt. Raises Unavailable where no endpoint serves."""
         with self._balancer.attempt(self._avoid, evidence=self._evidence) as attempt:
             self._tried.append(attempt.endpoint)
-            yield attempt
+            if self.span is None:
+                yield attempt
+                return
+            with self.span.attempt(attempt):
+                yield attempt
 
     def pause_before_another(self, error: MeshError) -> float | None:
         """Seconds to wait before the next attempt; None where there shall be none. Takes from the budget.

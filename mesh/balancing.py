@@ -27,6 +27,7 @@ from mesh.resilience import CircuitBreaker
 from mesh.resilience.breaker import Permit
 from mesh.resilience.limiter import ABOUT_THE_DEADLINE
 from mesh.telemetry import fields, get_logger
+from mesh.tracing import Span
 from mesh.transport import Transport
 
 log = get_logger(__name__)
@@ -47,9 +48,17 @@ class Attempt:
     balancer: Balancer
     endpoint: Endpoint
     permit: Permit | None
+    span: Span | None = None
+
+    @property
+    def traceparent(self) -> str:
+        """Its own span's, where it has one."""
+        return "" if self.span is None else self.span.traceparent
 
     def peer_answered(self) -> None:
         """The first frame of a stream arrived."""
+        if self.span is not None:
+            self.span.tell("first frame")
         if self.permit is not None:
             self.permit.peer_answered()
 

@@ -6,7 +6,7 @@ import re
 import secrets
 from collections.abc import Iterable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 REQUEST_ID_KEY = "x-request-id"
@@ -59,6 +59,15 @@ class CallContext:
         )
         return tuple((key, value) for key, value in pairs if value)
 
+    @property
+    def trace_id(self) -> str:
+        """The trace it belongs to, as 32 hex digits; empty where nobody traces."""
+        return self.traceparent[3:35]
+
+    def below(self, traceparent: str) -> CallContext:
+        """The same request, below another span: what is called from here on belongs to it."""
+        return replace(self, traceparent=traceparent)
+
     @classmethod
     def from_metadata(cls, metadata: Iterable[tuple[str, str | bytes]]) -> CallContext:
         """From a call's metadata; what is missing or unacceptable is made anew."""
@@ -76,10 +85,14 @@ current_call: ContextVar[CallContext | None] = ContextVar("current_call", defaul
 """The request being served by this task or thread. A hop sends its identifiers along."""
 
 
-def current_metadata() -> tuple[tuple[str, str], ...]:
-    """The present request's identifiers as gRPC metadata; empty outside of a request."""
+def current_metadata(traceparent: str = "") -> tuple[tuple[str, str], ...]:
+    """The present request's identifiers as gRPC metadata, below another span where one is given; empty outside of a
+    request.
+    """
     call = current_call.get()
-    return call.to_metadata() if call is not None else ()
+    if call is None:
+        return ()
+    return (call.below(traceparent) if traceparent else call).to_metadata()
 
 
 def current_priority() -> Priority:

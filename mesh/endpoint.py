@@ -90,6 +90,10 @@ class Endpoint:
         self._methods: dict[tuple[str, str], Any] = {}
         with _labelled_lock:
             _labelled[hop, self._health.address] += 1
+            if _labelled[hop, self._health.address] == 1:
+                # From the start: an endpoint of which nothing was heard yet is none that an alert may overlook.
+                ENDPOINT_SERVING.labels(hop, self._health.address).set(0)
+                ENDPOINT_EJECTED.labels(hop, self._health.address).set(0)
         self._calls = ENDPOINT_CALLS.labels(hop, self._health.address)
         breaker.name = self._health.address
         breaker.listener = self._breaker_moved

@@ -24,12 +24,15 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
 
+from mesh import tracing
 from mesh.attempts import Attempts
 from mesh.balancing import Attempt, BalancedChannel, BalancedMethod, Balancer
+from mesh.breaker_series import announce_breaker, breaker_moved
 from mesh.channel import CLIENT_OPTIONS, Target, endpoints_of, message_size_options
 from mesh.context import Priority, current_metadata, current_priority
 from mesh.deadline import Deadline
@@ -37,32 +40,23 @@ from mesh.endpoint import EndpointHealth
 from mesh.errors import BreakerEffect, MeshError, Unavailable
 from mesh.hop_settings import HopSettings
 from mesh.hop_status import HopStatus, Latencies, Meter
+from mesh.hop_tracing import HopSpan, hop_span
 from mesh.outgoing import Outgoing
 from mesh.resilience import (
     AdaptiveLimiter,
-    BreakerState,
     CircuitBreaker,
     RetryBudget,
-    Transition,
     TripPolicy,
 )
 from mesh.telemetry import (
-    BREAKER_STATE,
-    BREAKER_TRANSITIONS,
     HOP_IN_FLIGHT,
     HOP_LIMIT,
     HOP_RETRIES,
-    fields,
-    get_logger,
 )
 from mesh.transport import Transport
 from mesh.wire import from_rpc_error
 
 __all__ = ["Hop", "HopSettings", "HopStatus"]
-
-log = get_logger(__name__)
-
-_STATE_NUMBER = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
 class Hop:
@@ -95,7 +89,7 @@ class Hop:
         self.transport = transport
         self.breaker = circuit_breaker or self._new_breaker()
         self.breaker.name = name
-        self.breaker.listener = self._breaker_moved
+        self.breaker.listener = partial(breaker_moved, name)
         self.limiter = AdaptiveLimiter(
             maximum=self.settings.max_in_flight, name=name, initial=min(256, self.settings.max_in_flight)
         )
@@ -107,7 +101,7 @@ class Hop:
         self._balancer: Balancer | None = None
         self._starting = threading.Lock()
         self._meters: dict[str, Meter] = {}
-        BREAKER_STATE.labels(name).set(0)
+        announce_breaker(name)
         # Read when they are scraped, instead of set by every call.
         HOP_IN_FLIGHT.labels(name).set_function(lambda: self.limiter.in_flight)
         HOP_LIMIT.labels(name).set_function(lambda: self.limiter.limit)
@@ -158,13 +152,14 @@ class Hop:
         # The breaker is asked inside the limiter: a probe's place taken and then refused would never be given back.
         admit = self.breaker.guard if evidence else self.breaker.pass_by
         with (
-            self._observe(method, sampled=evidence),
+            self._observe(method, sampled=evidence) as span,
             self.limiter.slot(current_priority(), seconds=deadline.remaining()),
             admit(),
         ):
             deadline.require()
             balancer = await self._ready(deadline)
             attempts = self._attempts(balancer, method, deadline, evidence=evidence)
+            attempts.span = span
             while True:
                 try:
                     with attempts.next() as attempt, self._translate(balancer, deadline):
@@ -178,7 +173,9 @@ class Hop:
     async def _send(self, method: BalancedMethod, request: Any, attempt: Attempt, deadline: Deadline) -> Any:
         timeout = min(deadline.remaining(), self.settings.attempt_timeout_seconds)
         stub = method.on(attempt.endpoint)
-        return await self.transport.unary(stub, request, timeout=timeout, metadata=current_metadata())
+        return await self.transport.unary(
+            stub, request, timeout=timeout, metadata=current_metadata(attempt.traceparent)
+        )
 
     async def stream(
         self, method: BalancedMethod, request: Any, *, deadline: Deadline | None = None
@@ -198,13 +195,14 @@ class Hop:
             request = Outgoing(request)
         with (
             _as_itself(),
-            self._observe(method),
+            self._observe(method) as span,
             self.limiter.slot(current_priority(), seconds=deadline.remaining()),
             self.breaker.guard() as permit,
         ):
             deadline.require()
             balancer = await self._ready(deadline)
             attempts = self._attempts(balancer, method, deadline)
+            attempts.span = span
             answered = False
             while True:
                 try:
@@ -231,7 +229,8 @@ class Hop:
         stub = method.on(attempt.endpoint)
         try:
             with self._translate(attempt.balancer, deadline) as outcome:
-                sent = self.transport.stream(stub, request, timeout=deadline.remaining(), metadata=current_metadata())
+                metadata = current_metadata(attempt.traceparent)
+                sent = self.transport.stream(stub, request, timeout=deadline.remaining(), metadata=metadata)
                 async with aclosing(sent) as replies:
                     async for reply in replies:
                         outcome.answered = True
@@ -312,15 +311,16 @@ class Hop:
         return Deadline.after(self.settings.default_deadline_seconds, imposed=True)
 
     @contextmanager
-    def _observe(self, method: BalancedMethod, *, sampled: bool = True) -> Iterator[None]:
+    def _observe(self, method: BalancedMethod, *, sampled: bool = True) -> Iterator[HopSpan | None]:
         meter = self._meter(method.name)
         started = time.monotonic()
-        outcome = "cancelled"
+        outcome, failure = "cancelled", None
+        span = None if tracing.active is None else hop_span(self.name, self.service, method.name, self.breaker)
         try:
-            yield
+            yield span
             outcome = "ok"
         except MeshError as error:
-            outcome = error.code
+            outcome, failure = error.code, error
             raise
         finally:
             seconds = time.monotonic() - started
@@ -328,6 +328,8 @@ class Hop:
             if sampled and outcome == "ok":
                 self._latencies.samples.append(seconds)
             meter.record(outcome, seconds)
+            if span is not None:
+                span.end(outcome, failure)
 
     def _meter(self, method: str) -> Meter:
         if method not in self._meters:
@@ -363,15 +365,6 @@ class Hop:
         )
         error.breaker = BreakerEffect.NEUTRAL  # type: ignore[misc]  # our own doing, not the peer's
         return error
-
-    def _breaker_moved(self, moved: Transition) -> None:
-        BREAKER_STATE.labels(self.name).set(_STATE_NUMBER[moved.after])
-        BREAKER_TRANSITIONS.labels(self.name, moved.after.value, moved.cause.value).inc()
-        level = log.warning if moved.after is BreakerState.OPEN else log.info
-        level(
-            "breaker moved",
-            extra=fields(hop=self.name, before=moved.before.value, after=moved.after.value, reason=moved.reason),
-        )
 
 
 class _CallersOwn(Exception):

@@ -8,25 +8,30 @@ import sys
 import time
 from typing import Any, Literal
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, Info
 
 from mesh.context import current_call
+from mesh.tracebacks import without_words
+from mesh.version import VERSION
 
 # 1 ms to 60 s: a cached embedding at one end, a long document at the other.
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
+BUILD = Info("mesh_build", "The version of the mesh that this process runs.")
+BUILD.info({"version": VERSION})
+
 HOP_CALLS = Counter("mesh_hop_calls_total", "Calls that a hop finished, by outcome.", ["hop", "method", "outcome"])
 HOP_LATENCY = Histogram(
-    "mesh_hop_latency_seconds",
+    "mesh_hop_call_duration_seconds",
     "Time from a call's start on a hop to its end.",
     ["hop", "method"],
     buckets=LATENCY_BUCKETS,
 )
 HOP_RETRIES = Counter(
-    "mesh_hop_retries_total", "Calls sent once more, by what went wrong before.", ["hop", "method", "after"]
+    "mesh_hop_retries_total", "Calls sent once more, by what went wrong before.", ["hop", "method", "reason"]
 )
-HOP_IN_FLIGHT = Gauge("mesh_hop_in_flight", "Calls that a hop is waiting for.", ["hop"])
-HOP_LIMIT = Gauge("mesh_hop_limit", "Calls that a hop lets through at once, as adapted.", ["hop"])
+HOP_IN_FLIGHT = Gauge("mesh_hop_calls_in_flight", "Calls that a hop is waiting for.", ["hop"])
+HOP_LIMIT = Gauge("mesh_hop_calls_limit", "Calls that a hop lets through at once, as adapted.", ["hop"])
 BREAKER_STATE = Gauge("mesh_breaker_state", "0 closed, 1 half-open, 2 open.", ["hop"])
 BREAKER_TRANSITIONS = Counter(
     "mesh_breaker_transitions_total", "Changes of a breaker's state, and why.", ["hop", "to", "cause"]
@@ -41,9 +46,12 @@ RPC_CALLS = Counter(
     "mesh_rpc_calls_total", "Calls that a worker finished, by outcome.", ["service", "method", "outcome"]
 )
 RPC_LATENCY = Histogram(
-    "mesh_rpc_latency_seconds", "Time that a worker took for a call.", ["service", "method"], buckets=LATENCY_BUCKETS
+    "mesh_rpc_call_duration_seconds",
+    "Time that a worker took for a call.",
+    ["service", "method"],
+    buckets=LATENCY_BUCKETS,
 )
-RPC_IN_FLIGHT = Gauge("mesh_rpc_in_flight", "Calls that a worker is working on.", ["service"])
+RPC_IN_FLIGHT = Gauge("mesh_rpc_calls_in_flight", "Calls that a worker is working on.", ["service"])
 CAPABILITY_SERVING = Gauge("mesh_capability_serving", "1 while a capability's health is SERVING.", ["service"])
 
 
@@ -61,6 +69,25 @@ def fields(**values: Any) -> dict[str, dict[str, Any]]:
     return {"fields": values}
 
 
+def quoting(**values: Any) -> dict[str, Any]:
+    """As `fields`, for a line whose exception may quote a request although none is current where it is logged."""
+    return {"fields": values, "quotes_requests": True}
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    """The exception's traceback. While a request is served its words may be the client's, and are left out."""
+    assert record.exc_info  # noqa: S101 - asked of those that have one
+    error = record.exc_info[1]
+    private = current_call.get() is not None or hasattr(record, "quotes_requests") or record.name == "asyncio"
+    return without_words(error) if private and error is not None else formatter.formatException(record.exc_info)
+
+
+def _message(record: logging.LogRecord) -> str:
+    """The line's message. What asyncio says of a task that failed goes on with the exception's words."""
+    message = record.getMessage()
+    return message.partition("\n")[0] if record.name == "asyncio" else message
+
+
 class _JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
@@ -75,14 +102,16 @@ class _JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "process": self._process,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _message(record),
         }
         call = current_call.get()
         if call is not None:
             line["request_id"] = call.request_id
+            if call.traceparent:
+                line["trace_id"] = call.trace_id
         line.update(getattr(record, "fields", {}))
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = _traceback(self, record)
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
@@ -105,10 +134,12 @@ class _TextFormatter(logging.Formatter):
         call = current_call.get()
         if call is not None:
             values.setdefault("request_id", call.request_id)
+            if call.traceparent:
+                values.setdefault("trace_id", call.trace_id)
         tail = "".join(f" {key}={_on_one_line(value)}" for key, value in values.items())
         stamp = time.strftime("%H:%M:%S", time.localtime(record.created)) + f".{int(record.msecs):03d}"
-        line = f"{stamp} {record.levelname:<7} {self._process}: {record.getMessage()}{tail}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        line = f"{stamp} {record.levelname:<7} {self._process}: {_message(record)}{tail}"
+        return f"{line}\n{_traceback(self, record)}" if record.exc_info else line
 
 
 def configure_logging(process: str, log_format: Literal["text", "json"] = "text") -> None:

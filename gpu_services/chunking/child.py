@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from gpu_services.chunking.events import (
+    MAX_WINDOWS,
     ChildSetup,
     Event,
     Finished,
@@ -30,6 +31,7 @@ from gpu_services.chunking.events import (
 from gpu_services.chunking.kinds import DocumentKind, declared_kind, recognise
 from gpu_services.chunking.sandbox import allow_cpu_seconds, die_with_parent, lock_in, resident_bytes
 from mesh.errors import Internal, InvalidRequest, MeshError, PayloadTooLarge
+from mesh.tracebacks import without_words
 
 if TYPE_CHECKING:
     from gpu_services.chunking.conversion import Converter
@@ -99,7 +101,7 @@ def _outcome(converter: Converter, order: Order, emit: Emit) -> Event:
             )
         )
     except Exception as error:
-        print(f"a document failed: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"a document failed: {without_words(error)}", file=sys.stderr)
         return Refused(
             Internal("The document could not be processed because of a fault here; it is in the worker's log.")
         )
@@ -155,6 +157,7 @@ def _chunk(converter: Converter, order: Order, source: Source, emit: Emit) -> Fi
         characters=chunker.characters,
         conversion_us=clock.inside_us,
         chunking_us=clock.outside_us,
+        windows=tuple(clock.windows),
     )
 
 
@@ -174,18 +177,25 @@ def _convert(converter: Converter, order: Order, source: Source) -> Finished:
         pages=source.pages,
         title=source.title,
         warnings=tuple(source.warnings),
-        conversion_us=_us(time.perf_counter() - started),
+        conversion_us=(conversion_us := _us(time.perf_counter() - started)),
+        windows=((0, conversion_us, conversion_us),),
         schema_version=window.document.version,
         output_bytes=os.path.getsize(order.output_path),
     )
 
 
 class _Stopwatch:
-    """Splits time into what an iterator takes and what is done between its items."""
+    """Splits time into what an iterator takes and what is done between its items.
+
+    Attributes:
+        windows: see `Finished`; the first MAX_WINDOWS of them.
+    """
 
     def __init__(self) -> None:
         self.inside_us = 0
         self.outside_us = 0
+        self.windows: list[tuple[int, int, int]] = []
+        self._began = time.perf_counter()
 
     def timing(self, items: Iterator[Window]) -> Iterator[Window]:
         """The same items."""
@@ -199,7 +209,11 @@ class _Stopwatch:
                 self.inside_us += _us(time.perf_counter() - started)
             given = time.perf_counter()
             yield item
-            self.outside_us += _us(time.perf_counter() - given)
+            done = time.perf_counter()
+            self.outside_us += _us(done - given)
+            if len(self.windows) < MAX_WINDOWS:
+                times = started - self._began, given - self._began, done - self._began
+                self.windows.append((_us(times[0]), _us(times[1]), _us(times[2])))
 
 
 def _us(seconds: float) -> int:

@@ -17,6 +17,9 @@ from mesh.errors import Internal, InvalidRequest, MeshError, PayloadTooLarge
 MAX_FRAME_BYTES = 32 * 1024 * 1024
 """Longest frame between worker and child. A chunk is bounded by its tokens and its characters, so this is slack."""
 
+MAX_WINDOWS = 32
+"""So many of a document's windows are told one by one; all of them are in its sums."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -28,7 +31,11 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The document is done. Times are in microseconds, counted inside the child."""
+    """The document is done. Times are in microseconds, counted inside the child.
+
+    ``windows`` are the first of them as the document was worked on: for each, when its conversion began, when it was
+    converted and when it was chunked, since the order came.
+    """
 
     media_type: str
     pages: int
@@ -41,6 +48,7 @@ class Finished:
     chunking_us: int = 0
     schema_version: str = ""
     output_bytes: int = 0
+    windows: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +159,12 @@ def _chunk(values: dict[str, Any]) -> Chunk:
 
 
 def _finished(values: dict[str, Any]) -> Finished:
-    return Finished(**{**values, "warnings": tuple(values["warnings"])})
+    windows = tuple(_window(*times) for times in values["windows"][:MAX_WINDOWS])
+    return Finished(**{**values, "warnings": tuple(values["warnings"]), "windows": windows})
+
+
+def _window(opened: int, converted: int, chunked: int) -> tuple[int, int, int]:
+    return int(opened), int(converted), int(chunked)
 
 
 def _ready(values: dict[str, Any]) -> Ready:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gpu_services.chunking.events import Event, Order, Ready
+from gpu_services.chunking.metrics import publish
 from gpu_services.chunking.queueing import Places, Queue
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
@@ -105,6 +106,7 @@ class ChildPool:
         self._queue: Queue[asyncio.Future[DocumentProcess]] = Queue(
             self._places, until_child=self._seconds_until_child, clock=clock
         )
+        publish(self._queue, self._places)
         self._starting: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._coming = 0

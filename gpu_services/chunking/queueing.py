@@ -164,6 +164,16 @@ class Queue(Generic[WaiterT]):
     def _retry_after(self, until_there_is_room: float) -> float:
         return self._returns.next(self._turn_seconds, until_there_is_room)
 
+    @property
+    def running(self) -> int:
+        """Documents that a child is given to."""
+        return sum(self._given.values())
+
+    @property
+    def waiting(self) -> int:
+        """Documents without a child; those still uploaded count."""
+        return sum(map(self._waiting, Priority))
+
     # -- who goes next --------------------------------------------------------------------------------------------
 
     @property

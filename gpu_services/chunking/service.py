@@ -16,6 +16,7 @@ from gpu_services.chunking.events import ChildSetup, Event, Finished, Limits, Or
 from gpu_services.chunking.kinds import DocumentKind, declared_kind
 from gpu_services.chunking.pool import ChildPool, DocumentProcess, PoolLimits
 from gpu_services.chunking.spool import Spool, check_size
+from gpu_services.chunking.traces import Stages
 from gpu_services.chunking.vocabulary import Vocabularies, locate
 from gpu_services.chunking.warmup import small_pdf
 from mesh.context import Priority
@@ -258,19 +259,22 @@ class Job:
         order = self._placed_order()
         uploaded = time.perf_counter()
         deadline = self._waiting.deadline
-        async with self._pool.child(deadline, self._waiting.priority, check=self._waiting.check) as child:
+        async with (
+            Stages(self._started, uploaded) as stages,
+            self._pool.child(deadline, self._waiting.priority, check=self._waiting.check) as child,
+        ):
             self._child = child
-            begun = time.perf_counter()
-            first_chunk = 0.0
+            stages.begun = begun = time.perf_counter()
             seconds = min(order.limits.max_seconds, deadline.remaining())
             try:
                 async with aclosing(child.events(order, seconds=seconds)) as events:
                     async for event in events:
                         if isinstance(event, Chunk | Progress):
-                            first_chunk = first_chunk or (time.perf_counter() if isinstance(event, Chunk) else 0.0)
+                            if isinstance(event, Chunk) and not stages.first_chunk:
+                                stages.first_chunk = time.perf_counter()
                             yield event
                         elif isinstance(event, Finished):
-                            found = event
+                            found = stages.found = event
                         else:
                             raise self._refusal(event)
             finally:
@@ -283,7 +287,7 @@ class Job:
             found=found,
             total_us=_us(time.perf_counter() - self._started),
             queue_us=_us(begun - uploaded),
-            first_chunk_us=_us(first_chunk - uploaded) if first_chunk else 0,
+            first_chunk_us=_us(stages.first_chunk - uploaded) if stages.first_chunk else 0,
         )
 
     async def output(self) -> AsyncGenerator[bytes, None]:

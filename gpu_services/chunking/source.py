@@ -16,6 +16,7 @@ from docling_core.types.doc.document import SectionHeaderItem, TitleItem
 from gpu_services.chunking.events import Limits
 from gpu_services.chunking.kinds import DocumentKind, damaged
 from mesh.errors import MeshError, PayloadTooLarge
+from mesh.tracebacks import without_words
 
 if TYPE_CHECKING:
     from docling.backend.abstract_backend import AbstractDocumentBackend
@@ -99,7 +100,7 @@ def execute(reading: Reading, source: Source, page_range: tuple[int, int] | None
     except Exception as error:
         if _ran_out_of_memory(error):
             raise MemoryError from error
-        _log.warning("docling could not read a %s document", source.kind.name, exc_info=error)
+        _log.warning("docling could not read a %s document: %s", source.kind.name, without_words(error))
         raise damaged(f"The document cannot be read as {source.kind.name}; save it again and send that.") from error
     if result.status is ConversionStatus.FAILURE and not reading.by_page:
         raise damaged(f"The document cannot be read as {source.kind.name}; save it again and send that.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -14,6 +15,7 @@ from llm_service.engine_http import EngineTransport
 from llm_service.engines.chunks import NotAChunk, NotWhole, chunk_of, joined
 from llm_service.generation import Accepted, Ended, Ending, EngineEvent, Generation, Message, Piece, Usage
 from llm_service.sse import EventTooLong, events
+from mesh.context import TRACEPARENT_KEY, current_call
 from mesh.errors import Internal, InvalidRequest, MeshError, NotFound, Overloaded, Unavailable, WrongState
 from mesh.generation import Image, ResponseFormat, Tool, ToolChoice, ToolChoiceMode
 from mesh.telemetry import fields, get_logger
@@ -24,6 +26,7 @@ CONNECT_SECONDS = 5.0
 COUNT_SECONDS = 10.0
 
 _DONE = "[DONE]"
+_ONE_WORD = re.compile(r"[A-Za-z0-9_.-]{1,48}")
 _OVERFLOW_SIGNS = ("context_length_exceeded", "maximum context length", "context window", "context length")
 _SCHEMA_SIGNS = ("json schema", "json_schema", "grammar", "structured output", "structured_output", "guided")
 _IMAGE_SIGNS = ("multimodal", "multi-modal", "image input", "image_url")
@@ -139,6 +142,12 @@ def _format(wanted: ResponseFormat) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": described}
 
 
+def _trace() -> dict[str, str]:
+    """The trace that the present request belongs to, for an engine that traces too."""
+    call = current_call.get()
+    return {TRACEPARENT_KEY: call.traceparent} if call is not None and call.traceparent else {}
+
+
 async def stream(
     client: httpx.AsyncClient, url: str, body: Mapping[str, Any], *, apart: bool = False
 ) -> AsyncGenerator[EngineEvent, None]:
@@ -155,7 +164,7 @@ async def stream(
             in which a choice has no end.
     """
     try:
-        async with client.stream("POST", url, json={**body, "stream": True}) as response:
+        async with client.stream("POST", url, json={**body, "stream": True}, headers=_trace()) as response:
             if response.status_code != httpx.codes.OK:
                 raise refusal(response.status_code, (await response.aread())[:20_000], response.headers)
             answer = _Answer(int(body.get("n") or 1), apart=apart)
@@ -266,12 +275,25 @@ def cannot_count() -> WrongState:
 
 
 def _mid_stream_failure(data: str) -> MeshError:
-    log.error("the engine failed while it was writing", extra=fields(event=data[:500]))
+    log.error("the engine failed while it was writing", extra=fields(kind=_kind_of(data)))
     if any(sign in data.lower() for sign in _OVERFLOW_SIGNS):
         return context_overflow()
     if any(sign in data.lower() for sign in _DEATH_SIGNS):
         return _lost("The engine was lost before its answer was whole.")
-    return Internal("The engine failed while it was writing; the worker's log has its words.", reason="ENGINE_FAILED")
+    return Internal(
+        "The engine failed while it was writing; its own lines in the worker's log may say why.", reason="ENGINE_FAILED"
+    )
+
+
+def _kind_of(said: str) -> str:
+    """The type or code in an engine's error where that is one word, else empty: its sentences may quote a prompt."""
+    try:
+        error = json.loads(said)
+        error = error.get("error", error)
+        found = (str(error.get(name)) for name in ("type", "code") if error.get(name))
+        return next((kind for kind in found if _ONE_WORD.fullmatch(kind)), "")
+    except (ValueError, AttributeError, RecursionError):
+        return ""
 
 
 def _lost(message: str) -> Unavailable:
@@ -286,9 +308,9 @@ def context_overflow() -> InvalidRequest:
 
 
 def refusal(status: int, body: bytes, headers: Mapping[str, str]) -> MeshError:
-    """The typed error for an engine's HTTP status. The engine's text stays in the log: it may hold paths or prompts."""
+    """The typed error for an engine's HTTP status. The engine's text goes no further: it may hold paths or prompts."""
     text = body.decode("utf-8", errors="replace")
-    log.warning("the engine refused a request", extra=fields(status=status, answer=text[:500]))
+    log.warning("the engine refused a request", extra=fields(status=status, kind=_kind_of(text)))
     wait = _retry_after(headers)
     error: MeshError
     match status:
@@ -312,7 +334,8 @@ def refusal(status: int, body: bytes, headers: Mapping[str, str]) -> MeshError:
             error = _lost("The engine was lost.")
         case _:
             error = Internal(
-                "The engine failed on this request; the worker's log has its words.", reason="ENGINE_FAILED"
+                "The engine failed on this request; its own lines in the worker's log may say why.",
+                reason="ENGINE_FAILED",
             )
     return error
 

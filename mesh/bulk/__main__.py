@@ -14,12 +14,15 @@ from pathlib import Path
 
 import uvloop
 
+from mesh import tracing
 from mesh.bulk.failures import BadLine, BulkFailure, Refused
 from mesh.bulk.job import EmbedJob, Finished, run
 from mesh.bulk.progress import ProgressBar
 from mesh.bulk.reading import Fields, InputFormat
 from mesh.clients import AsyncEmbeddingServiceClient
 from mesh.clients.embedding import EmbedOptions, InputType, Truncation
+from mesh.context import acceptable_traceparent
+from mesh.settings import SettingsError
 
 EXIT_STOPPED = 1
 EXIT_REFUSED = 2
@@ -35,9 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         job = _job(options)
+        tracing.turn_on("bulk")
         with _quiet_hop(), ProgressBar() as progress, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             finished = runner.run(_embed(job, options.target, progress))
-    except Refused as refused:
+    except (Refused, SettingsError) as refused:
         return _end(str(refused), EXIT_REFUSED)
     except BadLine as bad:
         return _end(
@@ -51,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _end(f"{job.output}: {error.strerror}.\n{_GO_ON}", EXIT_STOPPED)
     except (KeyboardInterrupt, asyncio.CancelledError):
         return _end(f"Stopped. {_GO_ON}", EXIT_INTERRUPTED)
+    finally:
+        tracing.turn_off()
     print(_summary(job, finished))
     return 0
 
@@ -72,8 +78,11 @@ async def _embed(job: EmbedJob, target: str, progress: ProgressBar) -> Finished:
     if task is not None:
         # The runner turns Ctrl-C into a cancellation; an end that is asked for politely gets the same.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    # The one that a pipeline names in its environment, as OpenTelemetry has it for programs.
+    above = acceptable_traceparent(os.environ.get("TRACEPARENT", ""))
     async with AsyncEmbeddingServiceClient(target) as client:
-        return await run(job, client, progress)
+        with tracing.task("bulk embed", parent=above):
+            return await run(job, client, progress)
 
 
 def _end(message: str, code: int) -> int:

@@ -13,6 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from mesh import tracing
 from mesh.bulk.batching import UNANSWERED_PER_STREAM, Batch
 from mesh.bulk.failures import BadLine, BulkFailure
 from mesh.bulk.waiting import Outage
@@ -160,6 +161,7 @@ class Sender:
         self._arrived.set()
 
     async def _lane(self) -> None:
+        job = tracing.present()
         current_call.set(CallContext(priority=Priority.BULK))
         lane = _Lane()
         try:
@@ -170,7 +172,9 @@ class Sender:
                         return
                     lane.unanswered.append(batch)
                 try:
-                    await self._stream(lane)
+                    # A trace for each stream: one for the job would have more spans than anybody can read.
+                    with tracing.task("bulk stream", links=[job] if job else []):
+                        await self._stream(lane)
                 except InvalidRequest as error:
                     self._reject(lane, error)
                 except MeshError as error:

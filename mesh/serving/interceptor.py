@@ -11,12 +11,14 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from mesh import tracing
 from mesh.context import CallContext, current_call
 from mesh.errors import DeadlineExceeded, Internal, MeshError, Unavailable
 from mesh.serving.calls import ServicerContext
 from mesh.serving.health import Readiness
 from mesh.serving.journal import CallJournal, MethodSeries
 from mesh.serving.parsing import bounded, read
+from mesh.serving.tracing import end_rpc, rpc_span
 from mesh.telemetry import fields, get_logger
 from mesh.wire import grpc_code, to_trailing_metadata
 
@@ -93,7 +95,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _around(self, series: MethodSeries, context: ServicerContext) -> AsyncIterator[None]:
         """Everything around one call. Errors end it by ``abort``, so nothing of ours is raised past this point."""
         started = time.monotonic()
-        current_call.set(CallContext.from_metadata(context.invocation_metadata() or ()))
+        call = CallContext.from_metadata(context.invocation_metadata() or ())
+        span = None if tracing.active is None else rpc_span(tracing.active, series.service, series.method, call)
+        current_call.set(call if span is None else call.below(span.traceparent))
         outcome = "ok"
         failure: MeshError | None = None
         series.in_flight.inc()
@@ -123,6 +127,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 self.last_finished[series.service] = time.monotonic()
             series.finished(outcome, seconds)
             self._journal.finished(series, outcome, seconds, failure)
+            if span is not None:
+                end_rpc(span, outcome, failure)
         if failure is not None:
             await context.abort(grpc_code(failure), failure.message, to_trailing_metadata(failure))
 

@@ -15,6 +15,7 @@ import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import start_http_server
 
+from mesh import tracing
 from mesh.channel import SERVER_OPTIONS, message_size_options
 from mesh.errors import Internal, MeshError
 from mesh.serving.capability import Capability
@@ -193,6 +194,7 @@ async def _serve(settings: WorkerSettings, capabilities: Sequence[Capability]) -
         log.critical(str(error))
         return EXIT_PORT_IN_USE
     code = await worker.wait()
+    tracing.turn_off()
     logging.shutdown()
     os._exit(code)  # see Worker.wait; it also spares waiting for a device call that never returns
 
@@ -210,6 +212,7 @@ def run(process: str, settings_class: type[SettingsT], offer: Callable[[Settings
     """
     try:
         settings = settings_class.load()
+        tracing.turn_on(process)
     except SettingsError as error:
         print(f"{process}: {error}", file=sys.stderr)
         return EXIT_SETTINGS

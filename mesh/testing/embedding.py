@@ -32,6 +32,7 @@ class ScriptedEmbedding(EmbeddingServiceServicer):
         self.calls = 0
         self.cancelled = 0
         self.request_ids: list[str] = []
+        self.traceparents: list[str] = []
 
     def capability(self) -> Capability:
         """As a worker's capability that is ready at once."""
@@ -65,6 +66,7 @@ class ScriptedEmbedding(EmbeddingServiceServicer):
         self.calls += 1
         call = current_call.get()
         self.request_ids.append(call.request_id if call else "")
+        self.traceparents.append(call.traceparent if call else "")
         step = next(self._steps, None)
         if isinstance(step, Exception):
             raise step

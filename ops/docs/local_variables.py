@@ -41,5 +41,10 @@ LIBRARY_VARIABLES = (
         "",
         "Folder of OpenAI's vocabulary file, unless GATEWAY_VOCABULARY__DIRECTORY is set.",
     ),
+    Variable(
+        "OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_…",
+        "",
+        "Where OpenTelemetry's spans go; traces are off where it is unset. All of its variables: [traces](tracing.md).",
+    ),
     Variable("PIP_INDEX_URL, …", "", "pip's own settings hold for what the start script installs too."),
 )

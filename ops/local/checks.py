@@ -19,6 +19,7 @@ from ops.local.failures import OperatorError
 from ops.local.layout import Layout
 from ops.local.models import prepare_models
 from ops.local.processes import end_group
+from ops.local.prometheus import unpack
 from ops.local.topology import ENGINES_APART, plan
 
 WHY_NOT = "MESH_VLLM_WHY_NOT"
@@ -119,6 +120,8 @@ def checks(parts: Sequence[str], layout: Layout, console: Console, *, keep_going
         console.say(why_not)
     if not parts or {*ENGINES_APART, "integration", "chaos"} & set(parts):
         prepare_models(layout, plan({}), console, os.environ)
+    if (not parts or {"contract", "integration"} & set(parts)) and (without := unpack(layout)):
+        console.say(f"The tests that run a real Prometheus are skipped: {without}")
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="mesh-stubs-") as stubs:
         for check in all_checks(layout, Path(stubs)):

@@ -60,8 +60,10 @@ def mesh_environments(torch_index_url: str = "") -> tuple[Environment, ...]:
     """What running the mesh needs, quickest first, so that what is wrong with the machine shows early."""
     return (
         Environment("supervisor", "supervisor", packages=("supervisor",)),
-        Environment("gateway", "gateway", extras=("gateway",)),
-        Environment("workers", "workers", extras=("workers", "bulk"), first=(TORCH,), first_index=torch_index_url),
+        Environment("gateway", "gateway", extras=("gateway", "tracing")),
+        Environment(
+            "workers", "workers", extras=("workers", "bulk", "tracing"), first=(TORCH,), first_index=torch_index_url
+        ),
     )
 
 
@@ -96,7 +98,7 @@ def has_cuda(driver: Path = Path("/proc/driver/nvidia/version")) -> bool:
 def test_environments() -> tuple[Environment, ...]:
     """What the project's own checks need beside `mesh_environments`."""
     return (
-        Environment("test", "test", extras=("gateway", "clients", "bulk", "test")),
+        Environment("test", "test", extras=("gateway", "clients", "bulk", "tracing", "test")),
         Environment("frameworks", "frameworks", extras=("gateway", "frameworks")),
         Environment("workers", "workers", layer="tests", packages=("pytest", "pytest-asyncio", "hypothesis")),
     )

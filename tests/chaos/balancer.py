@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import yaml
@@ -73,8 +73,17 @@ class Gateway:
         await self._ends.aclose()
 
 
+class Listening(Protocol):
+    """A gateway, whoever runs it."""
+
+    @property
+    def port(self) -> int:
+        """Its HTTP port on loopback."""
+        ...
+
+
 @asynccontextmanager
-async def running_envoy(gateways: Sequence[Gateway]) -> AsyncIterator[str]:
+async def running_envoy(gateways: Sequence[Listening]) -> AsyncIterator[str]:
     """Envoy's address, while the shipped configuration runs before ``gateways``; nothing but addresses is changed."""
     port, admin_port = free_ports(2)
     config = shipped_for([gateway.port for gateway in gateways], port=port, admin_port=admin_port)

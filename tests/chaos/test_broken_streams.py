@@ -171,7 +171,7 @@ async def _with_a_call(of: Sequence[Replica]) -> Replica:
     async with asyncio.timeout(LONGEST_RUN_SECONDS):
         while True:
             for one in of:
-                if (await one.counts()).total("mesh_rpc_in_flight", service=one.program.service):
+                if (await one.counts()).total("mesh_rpc_calls_in_flight", service=one.program.service):
                     return one
             await asyncio.sleep(0.05)
 

@@ -124,9 +124,9 @@ async def settled(gateway: Gateway, only: Replica, hop: str) -> float:
     began = time.monotonic()
     async with asyncio.timeout(10 * SETTLED_SECONDS):
         while True:
-            at_hop = (await scrape(f"{gateway.url}/metrics")).total("mesh_hop_in_flight", hop=hop)
+            at_hop = (await scrape(f"{gateway.url}/metrics")).total("mesh_hop_calls_in_flight", hop=hop)
             worker = await only.counts()
-            kept = worker.total("mesh_rpc_in_flight") + worker.total("mesh_llm_requests_running")
+            kept = worker.total("mesh_rpc_calls_in_flight") + worker.total("mesh_llm_requests_running")
             if not at_hop and not kept and not worker.total("mesh_batch_queue_tokens"):
                 return time.monotonic() - began
             await asyncio.sleep(0.05)

@@ -106,7 +106,7 @@ async def test_an_engine_without_memory_says_so_and_goes_on(measured: Measured) 
     async with replicas(EMBEDDING, 1) as (only,), gateway_before([only]) as gateway, gateway.client() as http:
         only.fault("out-of-memory")
         answer = await _embed(http, *["far away"] * 8)
-        splits = (await only.counts()).total("mesh_batch_splits_total", why="oom")
+        splits = (await only.counts()).total("mesh_batch_splits_total", reason="oom")
         only.fault("healthy")
         began = time.monotonic()
         async with asyncio.timeout(20.0):

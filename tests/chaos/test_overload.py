@@ -178,7 +178,7 @@ def tell_shares(bars: Bars, over: Part, counted: Mapping[str, Counts]) -> None:
         bars.tell(f"worker's calls that ended {outcome}", number, "")
     if over.refused:
         bars.tell("refused by the worker, of all refusals", by_worker / len(over.refused), "")
-    for why, number in sorted(counted["worker"].by("mesh_batch_refused_total", "why").items()):
+    for why, number in sorted(counted["worker"].by("mesh_batch_requests_refused_total", "reason").items()):
         bars.tell(f"worker's queue refused: {why}", number, "")
 
 

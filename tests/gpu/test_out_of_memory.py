@@ -113,5 +113,5 @@ def _embedder(loaded: LoadedModel) -> Embedder:
 
 
 def _splits() -> float:
-    labels = {"capability": "embedding", "why": "oom"}
+    labels = {"capability": "embedding", "reason": "oom"}
     return REGISTRY.get_sample_value("mesh_batch_splits_total", labels) or 0.0

@@ -196,7 +196,10 @@ async def test_it_outlives_a_restart_of_the_worker(tmp_path: Path, source: Path)
 
 def refusals() -> float:
     """Requests for which this process's workers had no room."""
-    return REGISTRY.get_sample_value("mesh_batch_refused_total", {"capability": "embedding", "why": "full"}) or 0.0
+    return (
+        REGISTRY.get_sample_value("mesh_batch_requests_refused_total", {"capability": "embedding", "reason": "full"})
+        or 0.0
+    )
 
 
 async def test_it_comes_through_a_worker_that_is_too_small(tmp_path: Path, source: Path) -> None:

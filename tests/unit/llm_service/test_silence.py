@@ -108,6 +108,7 @@ class FakePatient:
     def __init__(self, beats: int) -> None:
         self.beats = beats
         self.door_is_open = True
+        self.writes = False
         self.fault: Exception | None = None
         self.cpu = 0.0
         self.failure: MeshError | None = None
@@ -137,6 +138,8 @@ class FakePatient:
             await asyncio.Event().wait()
         self.beats -= 1
         self.clock.advance(seconds)
+        if self.writes:
+            self.silence.heard()
 
     async def felt(self) -> list[str]:
         """The restarts after all beats."""
@@ -160,6 +163,17 @@ async def test_a_closed_door_restarts_the_engine_once() -> None:
     early = FakePatient(beats=SILENT_BEATS - 1)
     early.door_is_open = False
     assert await early.felt() == []
+
+
+async def test_who_writes_is_alive() -> None:
+    """A door with no time for its health route is left alone as long as pieces come out of it, and no longer."""
+    patient = FakePatient(beats=30)
+    patient.door_is_open = False
+    patient.writes = True
+    with patient.silence.asked():
+        assert await patient.felt() == []
+    patient.beats, patient.writes = 30, False
+    assert await patient.felt() == ["its process hangs"]
 
 
 async def test_a_beat_that_fails_ends_no_watch() -> None:

@@ -65,9 +65,9 @@ def test_a_linters_setting_does_not_change_the_stamp() -> None:
 
 
 def test_the_gateways_environment_gets_nothing_of_the_workers() -> None:
-    """Its only extra is its own, and torch is installed nowhere but for the workers."""
+    """Its extras are its own and the exporter of traces, and torch is installed nowhere but for the workers."""
     by_name = {environment.name: environment for environment in mesh_environments("https://index.example/cpu")}
-    assert by_name["gateway"].extras == ("gateway",)
+    assert by_name["gateway"].extras == ("gateway", "tracing")
     assert [name for name, environment in by_name.items() if environment.first] == ["workers"]
     assert by_name["workers"].first_index == "https://index.example/cpu"
 

@@ -1,0 +1,1 @@
+"""Chunking of before."""

@@ -1,0 +1,1 @@
+"""The services of before: objects in the caller's own process."""
