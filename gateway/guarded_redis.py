@@ -11,10 +11,11 @@ from typing import TypeVar
 from prometheus_client import Counter
 
 from gateway.vector_cache.loop_lag import LoopLag
+from mesh.breaker_series import announce_breaker, breaker_moved
 from mesh.clock import Clock, monotonic
 from mesh.errors import AttemptTimedOut, DeadlineExceeded, MeshError, Unavailable
 from mesh.resilience import BreakerState, CircuitBreaker, Transition
-from mesh.telemetry import BREAKER_STATE, BREAKER_TRANSITIONS, fields, get_logger
+from mesh.telemetry import fields, get_logger
 
 log = get_logger(__name__)
 
@@ -24,7 +25,6 @@ _LOST_SHARE = 0.25
 """From this share of an operation's time on that the event loop was held up, a timeout is not Redis's."""
 _FAILURES_IN_A_ROW = 3
 _LONGEST_PAUSE_SECONDS = 30.0
-_STATE_NUMBER = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
 class GuardedRedis:
@@ -52,7 +52,7 @@ class GuardedRedis:
         """A breaker of the class that hops have, told of in metrics and in the log as ``name``."""
         breaker = CircuitBreaker(_FAILURES_IN_A_ROW, _LONGEST_PAUSE_SECONDS, name=name, clock=self._clock)
         breaker.listener = partial(self._breaker_moved, name)
-        BREAKER_STATE.labels(name).set(0)
+        announce_breaker(name)
         return breaker
 
     async def guarded(self, operation: str, breaker: CircuitBreaker, work: Callable[[], Awaitable[T]]) -> T | None:
@@ -81,13 +81,11 @@ class GuardedRedis:
                 raise AttemptTimedOut("Redis took too long.", hop=self._name) from error
 
     def _breaker_moved(self, name: str, moved: Transition) -> None:
-        BREAKER_STATE.labels(name).set(_STATE_NUMBER[moved.after])
-        BREAKER_TRANSITIONS.labels(name, moved.after.value, moved.cause.value).inc()
-        said = fields(hop=name, reason=moved.reason)
+        breaker_moved(name, moved)
         if moved.after is BreakerState.OPEN:
-            log.warning(f"Redis is left alone for a moment; {self._meanwhile}.", extra=said)
+            log.warning(f"Redis is left alone for a moment; {self._meanwhile}.", extra=fields(hop=name))
         elif moved.after is BreakerState.CLOSED:
-            log.info("Redis answers again.", extra=said)
+            log.info("Redis answers again.", extra=fields(hop=name))
 
 
 def _reason(error: BaseException) -> str:

@@ -11,6 +11,10 @@ _OPERATOR = frozenset({Role.OPERATOR})
 _EITHER = frozenset(Role)
 
 _BY_PATH = {
+    # Static, without a word of this mesh: the pages ask for a key themselves, and show nothing without one.
+    "/": NOBODY,
+    "/try": NOBODY,
+    "/docs": NOBODY,
     "/health": NOBODY,
     "/health/live": NOBODY,
     "/health/ready": NOBODY,
@@ -18,14 +22,13 @@ _BY_PATH = {
     "/rerank": _INFERENCE,
     "/info": _EITHER,
     "/v1/models": _EITHER,
-    "/docs": _EITHER,
     "/openapi.json": _EITHER,
     "/v1/gpu": _OPERATOR,
     "/v1/gpu/stream": _OPERATOR,
 }
 _BELOW = (
     ("/v1/models/", _EITHER),
-    ("/pages/", _EITHER),
+    ("/pages/", NOBODY),
     ("/v1/gpu/", _OPERATOR),
     # An API's unknown path is told to be unknown, as a typing error needs it, and not to be forbidden.
     ("/v1/", _INFERENCE),

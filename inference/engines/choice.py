@@ -5,18 +5,15 @@ The verdict is kept per weights, head, machine and wish, so that a second start 
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inference import exported, machine
-from inference.engines import Engine, FloatArray, Head, amx, checks, onnx_export
+from inference.engines import Engine, FloatArray, Head, amx, checks, folder, onnx_export
 from inference.padding import PaddedBatch, pad
 from inference.prompted import AnswerTokens
 from inference.tokenizing import TextTokenizer, TokenizedInput
@@ -180,8 +177,7 @@ def open_engine(job: Job, plan: EnginePlan, report: Report, *, anew: bool = Fals
         )
     job = replace(job, export=exported.find(plan.onnx_dir, job.model, job.head, report))
     remembered = _Memory.of(job, plan)
-    # One process at a time: two measuring side by side would slow each other down and choose wrongly.
-    with _alone(plan.models_dir):
+    with folder.alone(plan.models_dir):
         verdict = None if anew else remembered.read()
         if verdict is not None and verdict.engine not in _candidates(job, plan, verdict.device):
             verdict = None  # what it needs is no longer here
@@ -352,14 +348,6 @@ def _outputs(engine: Engine, job: Job, inputs: Sequence[TokenizedInput]) -> list
     return found
 
 
-@contextmanager
-def _alone(models_dir: Path) -> Iterator[None]:
-    models_dir.mkdir(parents=True, exist_ok=True)
-    with (models_dir / "engines.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 @dataclass(frozen=True, slots=True)
 class _Memory:
     """One remembered verdict."""
@@ -384,7 +372,4 @@ class _Memory:
 
     def write(self, verdict: Verdict) -> None:
         """Keep the verdict, in one step."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.file.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps(asdict(verdict), indent=2), encoding="utf-8")
-        draft.replace(self.file)
+        folder.keep(self.file, json.dumps(asdict(verdict), indent=2))

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     begin.add_argument(
         "--mode",
         choices=["local", "docker"],
-        help="processes of this machine, or containers; by default docker when an engine answers, else local",
+        help="processes of this machine (the default), or containers, which are built first",
     )
     begin.add_argument("--host", help="address of the gateway (default 127.0.0.1, this machine only)")
     begin.add_argument(
@@ -104,7 +104,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="test.sh",
         description="Run the project's checks. The part vllm installs vLLM, some gigabytes, and runs the "
         "whole path with it; where that cannot be had, a run of all parts skips it and says why. The part llamacpp "
-        "compiles llama.cpp, some minutes; only who names it gets it.",
+        "compiles llama.cpp, some minutes; only who names it gets it. The part containers builds the images and hurts "
+        "containers; a run of all parts leaves it out where no Docker engine answers.",
     )
     check.add_argument("parts", nargs="*", choices=[[], *checks.PARTS], help="only these (default: all)")
     check.add_argument("--keep-going", action="store_true", help="run the other parts after one has failed")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ops.docker.engine import why_not as no_containers
 from ops.local.browser import without_browser
 from ops.local.console import Console, render_table
 from ops.local.environments import Installer, engine_environment, has_cuda, mesh_environments, test_environments
@@ -62,6 +63,7 @@ PARTS = (
     "integration",
     "chaos",
     "browser",
+    "containers",
 )
 
 
@@ -95,6 +97,7 @@ def all_checks(layout: Layout, stubs: Path) -> tuple[Check, ...]:
         _pytest(python, "integration", "tests/integration"),
         _pytest(python, "chaos", "tests/chaos"),
         _pytest(python, "browser", "tests/browser"),
+        _pytest(python, "containers", "tests/containers"),
     )
 
 
@@ -126,6 +129,9 @@ def checks(parts: Sequence[str], layout: Layout, console: Console, *, keep_going
     with tempfile.TemporaryDirectory(prefix="mesh-stubs-") as stubs:
         for check in all_checks(layout, Path(stubs)):
             if parts and check.part not in parts:
+                continue
+            if not parts and check.part == "containers" and (reason := no_containers()):
+                console.say(f"\n── {check.name}: left out, since {reason}")
                 continue
             outcome = _run(check, layout, console, why_not)
             outcomes.append(outcome)

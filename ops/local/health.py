@@ -30,7 +30,8 @@ def health(layout: Layout, console: Console, *, gateway: str | None, as_json: bo
     record = Record.read(layout.record)
     url = gateway or (record.gateway_url if record else DEFAULT_GATEWAY)
     state = fetch(url, timeout=_TIMEOUT_SECONDS)
-    problems = find_problems(state, logs=layout.logs if gateway is None else None)
+    in_containers = record is not None and record.mode == "docker"
+    problems = find_problems(state, logs=layout.logs if gateway is None else None, in_containers=in_containers)
     if as_json:
         hops = [asdict(hop) for hop in state.hops]
         summary = {"gateway": url, "healthy": not problems, "error": state.error, "hops": hops, "problems": problems}
@@ -58,12 +59,13 @@ def _milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f} ms"
 
 
-def find_problems(state: MeshState, *, logs: Path | None) -> list[str]:
+def find_problems(state: MeshState, *, logs: Path | None, in_containers: bool = False) -> list[str]:
     """What is wrong, one sentence each, with what to do; empty when all serve.
 
     Args:
         state: what the gateway says.
         logs: where the processes' logs are, where the mesh is this machine's own.
+        in_containers: it is, and Docker keeps them.
     """
     if not state.ready:
         if state.locked:
@@ -72,12 +74,14 @@ def find_problems(state: MeshState, *, logs: Path | None) -> list[str]:
         return [f"gateway: {state.error}. {remedy}"]
     if not state.hops:
         return ["gateway: it has no hops. Check config/gateway.yaml."]
-    return [_problem(hop, logs) for hop in state.hops if not hop.serving]
+    return [_problem(hop, logs, in_containers=in_containers) for hop in state.hops if not hop.serving]
 
 
-def _problem(hop: HopState, logs: Path | None) -> str:
+def _problem(hop: HopState, logs: Path | None, *, in_containers: bool) -> str:
     process = next((name for name, hops in HOPS_OF.items() if hop.name in hops), hop.name)
     where = f"see {logs}/{process}.log" if logs else "see that worker's log"
+    if logs and in_containers:
+        where = f"see `docker logs {process.removesuffix('-services')}-services`"
     endpoints = ",".join(hop.endpoints)
     reason = hop.reason.rstrip(".") or "no reason given"
     if hop.health == "SERVING":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import secrets
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ops.docker import life as containers
+from ops.docker.engine import why_not
 from ops.local.certificates import ensure_certificates, files_of, refuse_others
 from ops.local.closing import closing_words
 from ops.local.console import Console, render_table
@@ -47,11 +47,13 @@ def start(options: StartOptions, layout: Layout, console: Console, environ: Mapp
         refuse_others(environ)
     with exclusive(layout, "start"):
         record = Record.read(layout.record)
-        if record is not None and Supervisor(layout.supervisor_socket).answers():
+        if record is not None and _is_running(record, layout):
             return _report_running(record, console)
         if record is not None:
             _clear_crashed(record, layout, console)
-        choose_mode(options.mode, console)
+        if choose_mode(options.mode, console) == containers.MODE:
+            wished = containers.Wishes(options.torch_index_url, options.wait_seconds)
+            return containers.start(wished, topology, layout, console, environ)
         refuse_taken(topology.listeners)
         engines = [
             engine_environment(program.engine, torch_index_url=options.torch_index_url, cuda=has_cuda())
@@ -133,30 +135,11 @@ def _clear_crashed(record: Record, layout: Layout, console: Console) -> None:
 
 
 def choose_mode(asked: str | None, console: Console) -> str:
-    """The mode to start in: always ``local`` as yet; says so where Docker was asked for or could be expected."""
-    if asked == "docker":
-        console.say(
-            "Docker mode is not part of this version yet: starting in local mode, as processes of this machine."
-        )
-    elif asked is None and (version := docker_version()):
-        console.say(
-            f"Docker {version} answers, but Docker mode is not part of this version yet: starting in local mode."
-        )
-    return "local"
+    """The mode to start in: ``local`` unless ``docker`` is asked for, so that a start is the same on every machine."""
+    if asked is None and not why_not():
+        console.say("Docker answers; --mode docker runs the mesh in containers. Starting as processes of this machine.")
+    return asked or "local"
 
 
-def docker_version() -> str:
-    """The version of the Docker engine that answers here; empty where none does."""
-    if shutil.which("docker") is None:
-        return ""
-    try:
-        answer = subprocess.run(
-            ["docker", "version", "--format", "{{.Server.Version}}"],  # noqa: S607 - whichever docker the user has
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return answer.stdout.strip() if answer.returncode == 0 else ""
+def _is_running(record: Record, layout: Layout) -> bool:
+    return containers.runs() if record.mode == containers.MODE else Supervisor(layout.supervisor_socket).answers()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ops.docker import life as containers
 from ops.local.console import Console
 from ops.local.layout import Layout
 from ops.local.ports import is_free
@@ -46,6 +47,8 @@ def stop(layout: Layout, console: Console) -> int:
         if record is None:
             console.say("The mesh is not running.")
             return 0
+        if record.mode == containers.MODE:
+            return _stop_containers(layout, console)
         with console.step("Stopping the mesh") as step:
             stopped = bring_down(layout, record)
             step.outcome = "stopped"
@@ -59,3 +62,12 @@ def stop(layout: Layout, console: Console) -> int:
         if held := [port for port in record.ports if not is_free(LOOPBACK, port)]:
             console.say(f"Stopped, but something else listens on {', '.join(str(port) for port in held)}.")
         return 0
+
+
+def _stop_containers(layout: Layout, console: Console) -> int:
+    with console.step("Stopping the mesh's containers") as step:
+        gone = containers.bring_down(layout)
+        step.outcome = "stopped" if gone else "not all of them are gone"
+    if not gone:
+        console.say("Look with `docker ps`; when the engine answers again, run this again.")
+    return 0 if gone else 1

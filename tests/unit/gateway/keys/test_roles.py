@@ -21,8 +21,8 @@ from gateway.testing import FakePeers, RawRequest
 ANYBODY, EITHER, INFERENCE, OPERATOR = "anybody", "either", "inference", "operator"
 # What each route is for, said a second time: a route that nobody has thought about here fails the test.
 ROUTES = {
-    "/": OPERATOR,
-    "/docs": EITHER,
+    "/": ANYBODY,
+    "/docs": ANYBODY,
     "/embed": INFERENCE,
     "/health": ANYBODY,
     "/health/live": ANYBODY,
@@ -30,9 +30,11 @@ ROUTES = {
     "/info": EITHER,
     "/metrics": OPERATOR,
     "/openapi.json": EITHER,
-    "/pages/{name}": EITHER,
+    "/pages/{name}": ANYBODY,
     "/rerank": INFERENCE,
     "/status": OPERATOR,
+    "/status/stream": OPERATOR,
+    "/try": ANYBODY,
     "/v1/chat/completions": INFERENCE,
     "/v1/chunk": INFERENCE,
     "/v1/completions": INFERENCE,
