@@ -61,7 +61,8 @@ class RawClient:
         )
         self.connection = h2.connection.H2Connection(config)
         # Huffman's coding of a long value takes this library seconds.
-        self.connection.encoder.encode = partial(self.connection.encoder.encode, huffman=False)
+        plain = partial(self.connection.encoder.encode, huffman=False)
+        self.connection.encoder.encode = plain  # type: ignore[method-assign] # it has no other switch
         self.connection.initiate_connection()
         self.replies: dict[int, Reply] = {}
         self.over = False

@@ -172,7 +172,9 @@ async def worker(method: MethodDescriptor, folder: Path) -> AsyncIterator[Ask]:
         yield ask
 
 
-async def answered(channel: grpc.aio.Channel, method: MethodDescriptor, frames: list[bytes]) -> Any:
+async def answered(
+    channel: grpc.aio.Channel, method: MethodDescriptor, frames: list[bytes]
+) -> tuple[grpc.StatusCode, str]:
     """The status of one call, and its words."""
     path = f"/{method.containing_service.full_name}/{method.name}"
     made: Any = {

@@ -274,7 +274,7 @@ async def test_what_is_no_grpc_at_all_ends_its_connection(worker: str, data: byt
     """Another protocol, broken frames, floods of frames: the connection ends or idles, the worker serves."""
 
     def attack(_: RawClient) -> None:
-        host, _, port = worker.rpartition(":")
+        host, _sep, port = worker.rpartition(":")
         with socket.create_connection((host, int(port)), timeout=5) as connection, suppress(ConnectionError):
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
@@ -289,7 +289,7 @@ async def test_many_connections_that_say_nothing_hold_up_nobody(worker: str) -> 
     """Two hundred of them."""
 
     def attack(_: RawClient) -> None:
-        host, _, port = worker.rpartition(":")
+        host, _sep, port = worker.rpartition(":")
         opened = [socket.create_connection((host, int(port)), timeout=5) for _ in range(200)]
         time.sleep(0.2)
         for connection in opened:

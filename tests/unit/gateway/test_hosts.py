@@ -15,7 +15,8 @@ from gateway.testing import FakePeers, RawRequest
 def gateway(**settings: Any) -> tuple[httpx.AsyncClient, FakePeers]:
     """A client of a gateway with these settings, and its workers."""
     peers = FakePeers()
-    app = create_app(GatewaySettings.model_validate(settings), peers=peers.as_peers())
+    keys = {"open_to_anyone": True}  # whoever listens beyond loopback has to say so
+    app = create_app(GatewaySettings.model_validate({"keys": keys, **settings}), peers=peers.as_peers())
     return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1:8000"), peers
 
 

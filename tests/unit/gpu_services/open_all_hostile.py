@@ -28,7 +28,10 @@ async def main(folder: Path) -> None:
     assert model is not None
     tokenizer = str(model / "tokenizer.json")
     limits = Limits(max_pages=9, max_unpacked_bytes=2**26, max_seconds=20, max_memory_bytes=2**30)
-    setup = ChildSetup("native", "", tokenizer, 2**30, 2**26)
+    setup = ChildSetup(
+        pdf_pipeline="native", artifacts_path="", tokenizer_path=tokenizer, max_memory_bytes=2**30,
+        max_output_bytes=2**26,
+    )  # fmt: skip
     before, documents, child = sent(), 0, await Child.start(setup)
     for host in HOSTS:
         page = f'<!DOCTYPE a SYSTEM "{host}/a.dtd"><html><img src="{host}/a.png"><p>words</p></html>'

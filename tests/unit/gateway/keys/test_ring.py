@@ -141,6 +141,6 @@ def test_without_keys_nothing_of_them_is_loaded_or_asked() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == (
-        "['Account', 'Framing', 'Admission', 'BodyCap', 'Attention'] "
+        "['Account', 'Framing', 'HostCheck', 'Admission', 'BodyCap', 'Attention'] "
         "['gateway.keys.building', 'gateway.keys.records', 'gateway.keys.settings']"
     )
