@@ -10,7 +10,7 @@ from typing import Any
 
 from mesh.telemetry import fields, get_logger
 from mesh.tls.certificates import DAY_SECONDS, Material, TlsFiles, day, out_of_time, read
-from mesh.tls.metrics import CERTIFICATE_DAYS_LEFT, FILES_REFUSED, RELOADS
+from mesh.tls.metrics import CERTIFICATE_NOT_AFTER, FILES_REFUSED, RELOADS
 from mesh.tls.problems import CertificateProblem, Finding
 
 log = get_logger(__name__)
@@ -67,8 +67,8 @@ class Identity:
         self._unfit_since: float | None = None
         self._is_told = False
         FILES_REFUSED.set(0)
-        CERTIFICATE_DAYS_LEFT.labels("certificate").set_function(lambda: self._days_until(self.material.not_after))
-        CERTIFICATE_DAYS_LEFT.labels("ca").set_function(lambda: self._days_until(self.material.ca_not_after))
+        CERTIFICATE_NOT_AFTER.labels("certificate").set_function(lambda: self.material.not_after)
+        CERTIFICATE_NOT_AFTER.labels("ca").set_function(lambda: self.material.ca_not_after)
         self._remind()
 
     def refresh(self) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge
 
-CERTIFICATE_DAYS_LEFT = Gauge(
-    "mesh_tls_certificate_days_left",
-    "Days until this process's certificate, or the last of its authorities, expires; negative afterwards.",
+CERTIFICATE_NOT_AFTER = Gauge(
+    "mesh_tls_certificate_not_after_timestamp_seconds",
+    "When this process's certificate, or the last of its authorities, expires, in seconds since 1970.",
     ["file"],
 )
 FILES_REFUSED = Gauge(

@@ -24,10 +24,16 @@ class Watched:
     files: TlsFiles
     now: float = 1000.0
     identity: Identity = field(init=False)
+    began: float = field(init=False)
 
     def __post_init__(self) -> None:
-        began = time.time() - self.now
-        self.identity = Identity(self.files, Watching(wall=lambda: began + self.now, clock=lambda: self.now))
+        self.began = time.time() - self.now
+        self.identity = Identity(self.files, Watching(wall=lambda: self.began + self.now, clock=lambda: self.now))
+
+    def days_left(self, file: str) -> float:
+        """By the time series, as an alert computes it."""
+        ends = series("mesh_tls_certificate_not_after_timestamp_seconds", file=file)
+        return (ends - self.began - self.now) / DAY_SECONDS
 
     def after(self, seconds: float) -> int:
         """The version some time later."""
@@ -148,15 +154,15 @@ def test_an_end_that_is_near_is_warned_about_once_a_day(tmp_path: Path, caplog: 
         for _ in range(20):
             watched.after(600)
         assert [record.message for record in caplog.records] == ["a certificate expires soon"]
-        assert 12 < series("mesh_tls_certificate_days_left", file="certificate") < 13
-        assert 57 < series("mesh_tls_certificate_days_left", file="ca") < 58
+        assert 12 < watched.days_left("certificate") < 13
+        assert 57 < watched.days_left("ca") < 58
         caplog.clear()
         watched.after(14 * DAY_SECONDS)
         assert [record.message for record in caplog.records] == ["a certificate has expired"]
     finding = watched.identity.finding()
     assert finding is not None
     assert finding.problem is TlsProblem.OWN_EXPIRED
-    assert series("mesh_tls_certificate_days_left", file="certificate") < 0
+    assert watched.days_left("certificate") < 0
 
 
 def test_files_that_are_bad_from_the_start_stop_it(tmp_path: Path) -> None:
