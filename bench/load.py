@@ -150,12 +150,13 @@ async def connected(url: str, lanes: int) -> AsyncIterator[Sequence[Lane]]:
             lane.close()
 
 
-def post(url: str, path: str, document: Mapping[str, Any]) -> bytes:
-    """A whole HTTP request with a JSON body, as bytes."""
+def post(url: str, path: str, document: Mapping[str, Any], *, key: str = "") -> bytes:
+    """A whole HTTP request with a JSON body, as bytes; ``key`` is the API key where one is asked for."""
     body = json.dumps(document).encode()
+    credentials = f"Authorization: Bearer {key}\r\n" if key else ""
     head = (
         f"POST {path} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"Content-Type: application/json\r\n{credentials}Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode("ascii") + body
 

@@ -17,6 +17,7 @@ from bench.options import Options
 from bench.report import Goal, Row
 from bench.subject import CannotMeasure, Comparison
 from bench.texts import Ranking, random_rankings
+from ops.local.status import api_key
 
 if TYPE_CHECKING:
     from bench.load import Lane, Send
@@ -89,7 +90,7 @@ async def measure(comparison: Comparison) -> list[Row]:
 def over_http(lanes: Sequence[Lane], url: str, rankings: Sequence[Ranking]) -> Way:
     """Through ``/v2/rerank`` of a gateway."""
     written = [
-        post(url, "/v2/rerank", {"model": "", "query": ranking.query, "documents": ranking.documents})
+        post(url, "/v2/rerank", {"model": "", "query": ranking.query, "documents": ranking.documents}, key=api_key())
         for ranking in rankings
     ]
 

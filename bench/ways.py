@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from bench.inprocess import InProcess
 from bench.load import Lane, Send, closed_loop, post
 from bench.measure import Round, Side
+from ops.local.status import api_key
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +43,8 @@ def in_requests(texts: Sequence[str], size: int) -> Requests:
 def over_http(lanes: Sequence[Lane], url: str, requests: Requests, form: str) -> Way:
     """Through ``/v1/embeddings`` of a gateway, with vectors as ``base64`` or as ``float``."""
     written = [
-        post(url, "/v1/embeddings", {"model": "", "input": list(texts), "encoding_format": form}) for texts in requests
+        post(url, "/v1/embeddings", {"model": "", "input": list(texts), "encoding_format": form}, key=api_key())
+        for texts in requests
     ]
 
     async def vectors(number: int) -> NDArray[np.float32]:

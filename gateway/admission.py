@@ -9,7 +9,10 @@ from mesh.clock import Clock, monotonic
 from mesh.errors import Overloaded
 from mesh.resilience import ReturnSchedule
 
-ALWAYS = frozenset({"/health", "/health/live", "/health/ready", "/metrics", "/status"})
+ALWAYS = frozenset(
+    {"/", "/health", "/health/live", "/health/ready", "/metrics", "/status", "/status/stream"}
+    | {f"/pages/{name}" for name in ("icon.svg", "mesh.css", "shared.js", "status.js", "status-parts.js")}
+)
 """What operators and load balancers look at: it is answered all the same, and takes no place."""
 
 
@@ -28,6 +31,16 @@ class Places:
         self._in_progress = 0
         self._typical_seconds = 0.1
         self._returns = ReturnSchedule(clock)
+
+    @property
+    def in_progress(self) -> int:
+        """How many are taken."""
+        return self._in_progress
+
+    @property
+    def most(self) -> int:
+        """How many there are."""
+        return self._most
 
     def busy(self) -> Overloaded | None:
         """The refusal, while the process itself has no time for more."""

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -16,6 +17,8 @@ from gateway.api import Api, Exact, PlainRoute
 from gateway.attention import Attention
 from gateway.catalogue import Catalogue
 from gateway.door import Door
+from gateway.hosts import HostCheck, allowed_hosts
+from gateway.keys.building import Keys, guarding, rationing, with_keys
 from gateway.lifecycle import Lifecycle
 from gateway.middleware import Account, BodyCap, BodyLimits, Framing, folded
 from gateway.peers import Peers
@@ -31,11 +34,14 @@ from gateway.routes.operations import OperationsRoutes
 from gateway.routes.pages import PageRoutes
 from gateway.routes.rerank import RerankRoutes
 from gateway.routes.tei import TeiRoutes
+from gateway.routes.watching import WatchingRoute
 from gateway.settings import GatewaySettings
 from gateway.status import StatusReport
 from gateway.traces import Traced
+from gateway.url_sources import url_source
 from gateway.vector_cache.building import with_vector_cache
 from gateway.vocabulary import PUBLISHED, OpenAIVocabulary
+from gateway.watching import StatusFeed, Watched
 from gateway.writers import Writers
 from gateway.writing import Scribe
 from mesh import tracing
@@ -45,10 +51,14 @@ from mesh.clients.gpu import AsyncGPUServiceClient
 from mesh.clients.llm import AsyncLLMServiceClient
 from mesh.clients.reranking import AsyncRerankingServiceClient
 from mesh.hop import HopSettings
+from mesh.tls.configured import client_tls
 from mesh.version import VERSION
 
+if TYPE_CHECKING:  # cryptography is not loaded for a gateway without TLS
+    from mesh.tls.client import ClientTls
 
-def dial(settings: GatewaySettings) -> Peers:
+
+def dial(settings: GatewaySettings, tls: ClientTls | None = None) -> Peers:
     """The workers' clients, each on a hop of its own: one breaker, limiter and probe per capability."""
     services = settings.services
     timeouts = settings.timeouts
@@ -68,7 +78,7 @@ def dial(settings: GatewaySettings) -> Peers:
         )
 
     def writer(url: str, slow_call_seconds: float | None, name: str = "") -> AsyncLLMServiceClient:
-        return AsyncLLMServiceClient(url, hop=hop(timeouts.llm_seconds, slow_call_seconds), name=name)
+        return AsyncLLMServiceClient(url, hop=hop(timeouts.llm_seconds, slow_call_seconds), tls=tls, name=name)
 
     writers = {
         name: writer(model.url, model.slow_call_seconds or llm.slow_call_seconds, writer_name(name))
@@ -76,15 +86,17 @@ def dial(settings: GatewaySettings) -> Peers:
     }
     return Peers(
         embedder=AsyncEmbeddingServiceClient(
-            services.embedding.url, hop=hop(timeouts.embedding_seconds, services.embedding.slow_call_seconds)
+            services.embedding.url, hop=hop(timeouts.embedding_seconds, services.embedding.slow_call_seconds), tls=tls
         ),
         reranker=AsyncRerankingServiceClient(
-            services.reranking.url, hop=hop(timeouts.reranking_seconds, services.reranking.slow_call_seconds)
+            services.reranking.url, hop=hop(timeouts.reranking_seconds, services.reranking.slow_call_seconds), tls=tls
         ),
         chunker=AsyncChunkingServiceClient(
-            services.chunking_url, hop=hop(timeouts.chunking_seconds, services.chunking_slow_call_seconds)
+            services.chunking_url, hop=hop(timeouts.chunking_seconds, services.chunking_slow_call_seconds), tls=tls
         ),
-        gpu=AsyncGPUServiceClient(services.gpu.url, hop=hop(timeouts.gpu_seconds, services.gpu.slow_call_seconds)),
+        gpu=AsyncGPUServiceClient(
+            services.gpu.url, hop=hop(timeouts.gpu_seconds, services.gpu.slow_call_seconds), tls=tls
+        ),
         writer=writer(llm.url, llm.slow_call_seconds) if llm.url else next(iter(writers.values())),
         writers=writers,
     )
@@ -111,12 +123,15 @@ def create_app(
         door: shared with the server, which may turn requests away by it before they come here.
 
     Raises:
-        SettingsError: what the settings ask for is not installed.
+        SettingsError: what the settings ask for is not installed, or certificates cannot be used.
     """
-    peers = peers or dial(settings)
+    tls = client_tls() if peers is None else None
+    peers = peers or dial(settings, tls)
     peers = replace(peers, embedder=with_vector_cache(peers.embedder, settings))
     lifecycle = lifecycle or Lifecycle()
     door = door or Door.of(settings, lifecycle)
+    keys = with_keys(settings)
+    door.guard = keys.guard if keys else None
     app = FastAPI(
         title="Torch Isolation Mesh",
         version=VERSION,
@@ -125,9 +140,10 @@ def create_app(
         redirect_slashes=False,
         # FastAPI's own telemetry asks three providers per request, and can record bodies; ours does neither.
         telemetry={"tracing": False, "metrics": False, "logs": False},
-        lifespan=_lifespan(peers, lifecycle),
+        lifespan=_lifespan(peers, lifecycle, keys),
     )
-    door.routes.update(_mount(app, settings, peers, lifecycle))
+    report = _report(settings, peers, lifecycle, keys=keys, tls=tls)
+    door.routes.update(_mount(app, settings, peers, door, report))
     limits = settings.limits
     body_limits = BodyLimits(
         json_bytes=limits.max_json_bytes,
@@ -145,7 +161,10 @@ def create_app(
         *(() if tracing.active is None else (Traced,)),
         partial(Account, journal=door.journal, lifecycle=lifecycle),
         Framing,
+        partial(HostCheck, allowed=allowed_hosts(settings)),
+        *guarding(keys),
         partial(Admission, places=door.places),
+        *rationing(keys),
         partial(BodyCap, limits=body_limits),
         Attention,
     )
@@ -153,20 +172,14 @@ def create_app(
 
 
 def _mount(
-    app: FastAPI, settings: GatewaySettings, peers: Peers, lifecycle: Lifecycle
+    app: FastAPI, settings: GatewaySettings, peers: Peers, door: Door, report: StatusReport
 ) -> Mapping[tuple[str, str], PlainRoute]:
     """Routes are tried in this order, so those that are asked most stand first. Returns them by method and path."""
+    lifecycle = door.lifecycle
     catalogue = Catalogue(peers, aliases=settings.models.aliases, info_seconds=settings.timeouts.info_seconds)
     vocabulary = OpenAIVocabulary(PUBLISHED[settings.vocabulary.name], _vocabulary_folder(settings))
     ranker = Ranker(peers.reranker, catalogue, settings)
     scribe = Scribe(Writers(peers, info_seconds=settings.timeouts.info_seconds), catalogue, settings)
-    report = StatusReport(
-        peers,
-        lifecycle,
-        info_seconds=settings.timeouts.info_seconds,
-        targets=_targets(settings),
-        hints=_CHOOSE_ANOTHER,
-    )
     api = Api(app)
     EmbeddingsRoute(peers.embedder, catalogue, vocabulary, settings).mount(api)
     ChatRoute(scribe).mount(api)
@@ -174,12 +187,28 @@ def _mount(
     TeiRoutes(peers.embedder, ranker, settings).mount(api)
     CompletionRoute(scribe, vocabulary).mount(api)
     MessagesRoute(scribe).mount(api)
-    ChunkRoute(peers.chunker, catalogue, settings).mount(api)
+    ChunkRoute(peers.chunker, catalogue, settings, url_source(settings.url_sources)).mount(api)
     OperationsRoutes(lifecycle, report).mount(api)
+    feed = StatusFeed(Watched(report, peers, door.journal.recent, door.places, lifecycle))
+    WatchingRoute(feed, settings.streams).mount(api)
     ModelRoutes(catalogue, created=lifecycle.started_unix_seconds).mount(api)
     GpuRoutes(peers.gpu, settings).mount(api)
     PageRoutes().mount(app)
     return api.routes
+
+
+def _report(
+    settings: GatewaySettings, peers: Peers, lifecycle: Lifecycle, *, keys: Keys | None, tls: ClientTls | None
+) -> StatusReport:
+    return StatusReport(
+        peers,
+        lifecycle,
+        info_seconds=settings.timeouts.info_seconds,
+        targets=_targets(settings),
+        hints=_CHOOSE_ANOTHER,
+        certificate=tls.status if tls else None,
+        keys=keys.status if keys else None,
+    )
 
 
 _CHOOSE_ANOTHER = {
@@ -209,17 +238,23 @@ def _vocabulary_folder(settings: GatewaySettings) -> Path | None:
     return settings.vocabulary.directory or (Path(cached) if cached else None)
 
 
-def _lifespan(peers: Peers, lifecycle: Lifecycle) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    peers: Peers, lifecycle: Lifecycle, keys: Keys | None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """Hops live as long as the app, on its event loop. Workers that are down do not stop the start."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 - Starlette's signature
         peers.start()
+        if keys:
+            keys.start()
         lifecycle.ready = True
         try:
             yield
         finally:
             lifecycle.ready = False
+            if keys:
+                await keys.close()
             await peers.close()
 
     return lifespan

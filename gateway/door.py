@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from starlette.types import Scope
 
 from gateway.admission import ALWAYS, Places
@@ -13,11 +15,17 @@ from gateway.lifecycle import Lifecycle
 from gateway.loop import LoopDelay
 from gateway.middleware import UnreadLimits
 from gateway.problems import phrase_of, problem
+from gateway.security_headers import SECURITY_HEADERS
 from gateway.settings import GatewaySettings
 from gateway.traces import DoorTraces
 from mesh import tracing
 from mesh.context import current_call
 from mesh.errors import MeshError
+
+if TYPE_CHECKING:
+    from gateway.keys.guard import Guard
+
+_SECURITY_LINES = tuple(f"{name.decode()}: {value.decode()}" for name, value in SECURITY_HEADERS)
 
 
 class Door:
@@ -29,9 +37,11 @@ class Door:
     def __init__(self, places: Places, *, journal: Journal, lifecycle: Lifecycle) -> None:
         self.places = places
         self.journal = journal
-        self._lifecycle = lifecycle
+        self.lifecycle = lifecycle
         self.routes: dict[tuple[str, str], PlainRoute] = {}
         """Where a method of a path leads, and whose room it needs; whoever mounts the routes fills it."""
+        self.guard: Guard | None = None
+        """Who knows the callers; whoever builds the app sets it, where keys are asked for."""
         self._unread = UnreadLimits()
         self._traces = DoorTraces()
 
@@ -48,14 +58,15 @@ class Door:
 
         Its connection lives on, and what still comes of its body is to be dropped.
         """
-        if scope["path"] in ALWAYS or scope["method"] == "HEAD" or self._lifecycle.draining:
+        if scope["path"] in ALWAYS or scope["method"] == "HEAD" or self.lifecycle.draining:
             return None
         exchange = Exchange.open(scope)
         exchange.body_read = scope["method"] == "GET"
         if b"upgrade" in exchange.headers or not self._unread.keeps(exchange):
             return None  # the layers end such a connection
         route = self.routes.get((scope["method"], scope["path"]))
-        error = self.places.busy() or _without_room(route, exchange)
+        stranger = self.guard.refusal(exchange, scope) if self.guard is not None else None
+        error = stranger or self.places.busy() or _without_room(route, exchange)
         if error is None:
             return None
         if route is not None:
@@ -63,7 +74,7 @@ class Door:
         return self._refused(exchange, scope, error)
 
     def _refused(self, exchange: Exchange, scope: Scope, error: MeshError) -> bytes:
-        exchange.outcome = error.reason.lower()
+        exchange.failed(error)
         exchange.refused = True
         span = None if tracing.active is None else self._traces.begin(exchange, scope)
         shown = problem(error, dialect=exchange.dialect, call=exchange.call, path=exchange.path)
@@ -73,7 +84,9 @@ class Door:
             *(f"{name}: {value}" for name, value in shown.headers),
             f"content-length: {len(body)}",
             *(f"{name.decode()}: {exchange.call.request_id}" for name in request_id_headers(exchange.dialect)),
-            f"server-timing: {exchange.server_timing()}\r\n\r\n",
+            f"server-timing: {exchange.server_timing()}",
+            *_SECURITY_LINES,
+            "\r\n",
         ]
         exchange.end()
         # The log line carries this request's id; where requests are pipelined, another one's task calls the door.

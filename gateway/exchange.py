@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from gateway.dialects import Dialect, dialect_of
+from gateway.keys.records import KeyRecord
 from mesh.clock import Clock, monotonic
 from mesh.context import (
     PRIORITY_KEY,
@@ -22,7 +23,7 @@ from mesh.context import (
     new_request_id,
 )
 from mesh.deadline import Deadline
-from mesh.errors import InvalidRequest
+from mesh.errors import InvalidRequest, MeshError
 
 TIMEOUT_HEADER = "x-request-timeout-ms"
 _STAINLESS_HEADERS = ("x-stainless-read-timeout", "x-stainless-timeout")
@@ -48,8 +49,8 @@ class Exchange:
     timings_ms: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     outcome: str = "ok"
-    hop: str = ""
-    """The hop that it failed on."""
+    failed_hop: str = ""
+    """Whose failure ``outcome`` is: a hop's name, or nobody's where the gateway or the client failed."""
     body_read: bool = False
     """Whether the whole body was taken from the connection."""
     abandoned: bool = False
@@ -58,6 +59,8 @@ class Exchange:
     """Whether it was turned away because something is busy or away, which may befall thousands a second."""
     misframed: bool = False
     """Whether nobody can say where the request ends, so that nothing may be read behind it."""
+    caller: KeyRecord | None = None
+    """Whose key let it in; None where none was asked for."""
     answered: float | None = None
     """When the answer's last byte was sent."""
 
@@ -123,6 +126,11 @@ class Exchange:
     def timed(self, **milliseconds: float) -> None:
         """Remember where the time went: it is told in ``Server-Timing`` and in the log."""
         self.timings_ms.update(milliseconds)
+
+    def failed(self, error: MeshError) -> None:
+        """Remember why there is no answer, or no whole one."""
+        self.outcome = error.reason.lower()
+        self.failed_hop = error.hop or ""
 
     def note(self, **values: Any) -> None:
         """Remember something for the log line: counts and model names, never content."""

@@ -11,6 +11,7 @@ from starlette.types import Scope
 
 from gateway.exchange import Exchange
 from gateway.loop import Later, later_on_this_loop
+from gateway.refusals import RecentRefusals
 from mesh.telemetry import LATENCY_BUCKETS, fields, get_logger
 
 _LOG = get_logger(__name__)
@@ -56,6 +57,8 @@ class Journal:
 
     def __init__(self, later: Later = later_on_this_loop) -> None:
         self._refusals = _Refusals(later)
+        self.recent = RecentRefusals()
+        """What was refused in the last minutes, for people."""
 
     def record(self, exchange: Exchange, scope: Scope, status: int) -> None:
         """Keep what is to be kept of a request that was answered with ``status``."""
@@ -64,6 +67,8 @@ class Journal:
         requests, latency = _series(route, method_label(scope), status)
         requests.inc()
         latency.observe(milliseconds / 1000)
+        if exchange.outcome != "ok":
+            self.recent.note(route, status, exchange.outcome, exchange.failed_hop)
         if is_quiet(route, status):
             return
         if exchange.refused and not self._refusals.told_singly(_Kind(route, exchange.dialect.value, exchange.outcome)):

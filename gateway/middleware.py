@@ -1,9 +1,9 @@
-"""The layers around the routes, as plain ASGI. Outermost first: `Account`, `Framing`, `Admission`,
-`BodyCap`, `Attention`.
+"""The layers around the routes, as plain ASGI. Outermost first: `Account`, `Framing`, `HostCheck`, `Admission`,
+`BodyCap`, `Attention`; with keys, `Guarded` before and `Rationed` behind `Admission` (`gateway.keys`).
 
 `Account` stands outside because every failure, of the other layers too, must be rendered, counted and logged once.
-`Admission` comes before anything that costs, `BodyCap` before anything that reads. `Attention`, in a module of its own,
-stands inside them all: what it cancels is the work itself.
+`Admission` comes before anything that costs, `BodyCap` before anything that reads. `HostCheck` and `Attention` are in
+modules of their own; `Attention` stands inside them all: what it cancels is the work itself.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from gateway.exchange import Exchange
 from gateway.journal import Journal
 from gateway.lifecycle import Lifecycle
 from gateway.problems import as_mesh_error, out_of_time, problem
+from gateway.security_headers import SECURITY_HEADERS
 from mesh.context import current_call
 from mesh.errors import (
     Cancelled,
@@ -30,6 +31,7 @@ from mesh.errors import (
     NotFound,
     Overloaded,
     PayloadTooLarge,
+    Unauthenticated,
     Unavailable,
 )
 from mesh.telemetry import get_logger
@@ -131,6 +133,7 @@ class _Answer:
                 *message.get("headers", ()),
                 *((name, request_id) for name in request_id_headers(exchange.dialect)),
                 (b"server-timing", exchange.server_timing().encode("latin-1")),
+                *SECURITY_HEADERS,
             ]
             if self._lifecycle.draining:
                 # The client's next request goes elsewhere, instead of into a connection that is just being closed.
@@ -143,12 +146,11 @@ class _Answer:
     async def fail(self, error: MeshError, allow: str | None = None) -> None:
         """Answer with the error; a started answer stays unfinished, so that nobody takes it for whole."""
         exchange = self._exchange
-        exchange.outcome = error.reason.lower()
-        exchange.hop = error.hop or ""
+        exchange.failed(error)
         if self.status or isinstance(error, Cancelled):
             self.status = self.status or error.http_status
             return
-        exchange.refused = isinstance(error, (Overloaded, Unavailable))
+        exchange.refused = isinstance(error, (Overloaded, Unavailable, Unauthenticated))
         shown = problem(error, dialect=exchange.dialect, call=exchange.call, path=exchange.path)
         body = shown.body
         headers = [*shown.raw_headers, (b"content-length", b"%d" % len(body))]
@@ -269,6 +271,8 @@ class BodyCap:
             return
         exchange = Exchange.at(scope)
         most, seconds = self._limits.of(exchange.path, exchange.headers.get(b"content-type", b""))
+        if exchange.caller is not None:
+            most = exchange.caller.limits.bytes_within(most)
         declared = exchange.headers.get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > most:
             raise _too_large(most)

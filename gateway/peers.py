@@ -26,6 +26,9 @@ class PeerHop(Protocol):
     def require_room(self, priority: Priority = Priority.INTERACTIVE) -> None:
         """Raise Overloaded, CircuitOpen or Unavailable where a call now would be refused here anyway."""
 
+    def times_since(self, mark: int) -> tuple[int, Sequence[float]]:
+        """How long the successful calls after the first ``mark`` took, in seconds, and the mark for the next time."""
+
     def servers(self) -> Hashable:
         """Who serves now; changes whenever one comes, goes or was started anew."""
 

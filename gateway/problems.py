@@ -32,7 +32,9 @@ from mesh.errors import (
     MeshError,
     ModelUnusable,
     Overloaded,
+    RateLimited,
     RetryAdvice,
+    Unauthenticated,
     Unavailable,
 )
 
@@ -43,10 +45,11 @@ _STATUS_OF_REASON = {
     "BODY_TIMEOUT": 408,
     "LENGTH_REQUIRED": 411,
     "UNSUPPORTED_MEDIA_TYPE": 415,
+    "HOST_NOT_ALLOWED": 421,
 }
 _DEFAULT_RETRY_SECONDS = 1.0
 SITE_IS_OVERLOADED = 529
-"""What Anthropic's API says while it is busy. Its 429 means the caller's own rate, which nobody limits here."""
+"""What Anthropic's API says while it is busy. Its 429 means the caller's own rate."""
 _EMPTY_REASONS = frozenset({"EMPTY_INPUT", "EMPTY"})
 
 
@@ -89,7 +92,7 @@ def problem(error: MeshError, *, dialect: Dialect, call: CallContext, path: str)
     """Render ``error`` for a client of ``dialect`` that asked for ``path``."""
     status = _status(error, dialect)
     media_type = "application/problem+json" if dialect is Dialect.OURS else "application/json"
-    headers = (("content-type", media_type), *_retry_headers(error, path))
+    headers = (("content-type", media_type), *_retry_headers(error, path), *_challenges(error))
     return Problem(status=status, headers=headers, document=document(error, dialect=dialect, call=call, path=path))
 
 
@@ -106,7 +109,8 @@ def _status(error: MeshError, dialect: Dialect) -> int:
         return _tei_status(error)
     if dialect in {Dialect.OPENAI, Dialect.ANTHROPIC} and isinstance(error, InvalidBody):
         return int(HTTPStatus.BAD_REQUEST)
-    if dialect is Dialect.ANTHROPIC and error.http_status == HTTPStatus.TOO_MANY_REQUESTS:
+    is_busy = error.http_status == HTTPStatus.TOO_MANY_REQUESTS and not isinstance(error, RateLimited)
+    if dialect is Dialect.ANTHROPIC and is_busy:
         return SITE_IS_OVERLOADED
     return error.http_status
 
@@ -127,6 +131,16 @@ def retry_after_seconds(error: MeshError) -> float | None:
         error, (ModelUnusable, GpuOutOfMemory)
     )
     return _DEFAULT_RETRY_SECONDS if waiting_helps else None
+
+
+def _challenges(error: MeshError) -> tuple[tuple[str, str], ...]:
+    """What a client without a key is asked for. A browser asks its user for the second."""
+    if not isinstance(error, Unauthenticated):
+        return ()
+    return (
+        ("www-authenticate", 'Bearer realm="mesh"'),
+        ("www-authenticate", 'Basic realm="mesh", charset="UTF-8"'),
+    )
 
 
 def _retry_headers(error: MeshError, path: str) -> tuple[tuple[str, str], ...]:

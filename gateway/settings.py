@@ -17,9 +17,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from gateway.keys.settings import KeysSettings
+from gateway.url_sources.settings import UrlSourceSettings
 from gateway.vector_cache.settings import VECTOR_CACHE_VARIABLES, VectorCacheSettings
 from mesh.channel import endpoints_of
-from mesh.settings import MeshSettings, SettingsError, nearest
+from mesh.settings import MeshSettings, Names, SettingsError, nearest
 
 DEFAULT_CONFIG = Path("config/gateway.yaml")
 _MEBI = 1024 * 1024
@@ -60,10 +62,7 @@ class ServiceSettings(_Section):
 
     url: Target = Field(description="host:port, several separated by commas, or dns:///name:port.")
     slow_call_seconds: float | None = Field(
-        None,
-        gt=0,
-        le=3600,
-        description="A call that takes longer is slow; most calls slow open the breaker. Unset: none.",
+        None, gt=0, le=3600, description="A longer call is slow; most calls slow open the breaker. Unset: none."
     )
 
 
@@ -221,7 +220,12 @@ class GatewaySettings(MeshSettings):
     )
 
     config: Path | None = Field(None, description="The file to read; by default config/gateway.yaml where it exists.")
-    host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback needs a network you trust.")
+    host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback needs keys.")
+    allowed_hosts: Names = Field(
+        (),
+        description="Names that the gateway answers to, or *.example.com, beside addresses, localhost and names "
+        "without a dot. Empty: no others on a loopback address, every name elsewhere. *: every name.",
+    )
     port: int = Field(8000, ge=0, le=65535, description="HTTP port; 0 lets the system choose one.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people (text) or machines (json).")
     drain_notice_seconds: float = Field(
@@ -237,12 +241,14 @@ class GatewaySettings(MeshSettings):
     services: ServicesSettings = Field(ServicesSettings(), description="Where the workers are.")
     breaker: BreakerSettings = Field(BreakerSettings(), description="When circuit breakers open.")
     chunking: ChunkingSettings = Field(ChunkingSettings(), description="How documents are cut.")
+    url_sources: UrlSourceSettings = Field(UrlSourceSettings(), description="Documents by URL.")
     models: ModelsSettings = Field(ModelsSettings(), description="Names of models.")
     limits: LimitsSettings = Field(LimitsSettings(), description="What one request may ask.")
     timeouts: TimeoutsSettings = Field(TimeoutsSettings(), description="How long a request may take.")
     streams: StreamsSettings = Field(StreamsSettings(), description="How streamed answers are kept alive.")
     vocabulary: VocabularySettings = Field(VocabularySettings(), description="How OpenAI's token ids are read.")
     vector_cache: VectorCacheSettings = Field(VectorCacheSettings(), description="Vectors that are kept.")
+    keys: KeysSettings = Field(KeysSettings(), description="Who may ask.")
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Self:

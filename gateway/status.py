@@ -51,6 +51,10 @@ class _Inquiry:
         await asyncio.wait({self._asking}, timeout=None if self._said is None else LOOK_SECONDS)
         return self._said or _Said()
 
+    async def known(self) -> _Said:
+        """What is known without asking; asks where nothing is."""
+        return self._said or await self.said()
+
     async def _run(self) -> None:
         started = time.perf_counter()
         try:
@@ -73,9 +77,10 @@ class StatusReport:
         info_seconds: how long a worker may take to say what it serves.
         targets: where each hop leads, as configured, by its name.
         hints: how to choose what else each hop's worker serves, by its name.
+        certificate: tells the gateway's own certificate; None where the hops are plaintext.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - made in one place, by the composition root, by names
         self,
         peers: Peers,
         lifecycle: Lifecycle,
@@ -83,12 +88,17 @@ class StatusReport:
         info_seconds: float,
         targets: Mapping[str, str],
         hints: Mapping[str, str],
+        certificate: Callable[[], dict[str, Any]] | None = None,
+        keys: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         self._peers = peers
         self._lifecycle = lifecycle
         self._info_seconds = info_seconds
         self._targets = targets
         self._hints = hints
+        self._certificate = certificate
+        self._keys = keys
+        self._devices = _Inquiry(self._read_gpus)
         self._asked: Sequence[tuple[Peer, _Inquiry]] = (
             (peers.embedder, _Inquiry(self._embedding)),
             (peers.reranker, _Inquiry(self._reranking)),
@@ -97,9 +107,13 @@ class StatusReport:
             *((writer, _Inquiry(partial(self._llm, writer))) for writer in peers.all_writers()),
         )
 
-    async def document(self) -> dict[str, Any]:
-        """The whole report. ``status`` is ``ok`` where every hop serves, else ``degraded``."""
-        hops = await asyncio.gather(*(self._hop(peer, inquiry) for peer, inquiry in self._asked))
+    async def document(self, *, asks: bool = True) -> dict[str, Any]:
+        """The whole report. ``status`` is ``ok`` where every hop serves, else ``degraded``.
+
+        Args:
+            asks: whether workers are asked what they serve; otherwise only those that never said.
+        """
+        hops = await asyncio.gather(*(self._hop(peer, inquiry, asks=asks) for peer, inquiry in self._asked))
         return {
             "status": "ok" if all(hop["serving"] for hop in hops) else "degraded",
             "gateway": {
@@ -107,12 +121,24 @@ class StatusReport:
                 "started_unix_seconds": self._lifecycle.started_unix_seconds,
                 "uptime_seconds": round(self._lifecycle.uptime_seconds(), 1),
                 "draining": self._lifecycle.draining,
+                "certificate": self._certificate() if self._certificate else None,
             },
+            "keys": self._keys() if self._keys else None,
             "hops": hops,
         }
 
-    async def _hop(self, peer: Peer, inquiry: _Inquiry) -> dict[str, Any]:
-        said = _Said() if _known_to_be_away(peer.hop.status()) else await inquiry.said()
+    async def gpus(self, *, asks: bool = True) -> dict[str, Any]:
+        """The GPUs' state as ``/v1/gpu`` says it, with ``failure`` in its place where it cannot be read."""
+        if _known_to_be_away(self._peers.gpu.hop.status()):
+            return {"failure": "The gpu hop does not serve."}
+        said = await (self._devices.said() if asks else self._devices.known())
+        return said.serves or {"failure": said.failure or "The worker has not answered yet."}
+
+    async def _hop(self, peer: Peer, inquiry: _Inquiry, *, asks: bool) -> dict[str, Any]:
+        if _known_to_be_away(peer.hop.status()):
+            said = _Said()
+        else:
+            said = await (inquiry.said() if asks else inquiry.known())
         status = peer.hop.status()
         shown = _hop_document(status)
         shown["target"] = self._targets.get(status.name, "")
@@ -147,6 +173,9 @@ class StatusReport:
 
     async def _gpu(self) -> dict[str, Any]:
         return asdict(await self._peers.gpu.info(deadline=self._deadline()))
+
+    async def _read_gpus(self) -> dict[str, Any]:
+        return asdict(await self._peers.gpu.get_gpu_status(deadline=self._deadline()))
 
     async def _llm(self, writer: Writer) -> dict[str, Any]:
         return asdict(await writer.info(deadline=self._deadline()))

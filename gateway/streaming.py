@@ -158,6 +158,6 @@ class LiveAnswer(Response):
             _LOG.exception("A stream failed in a way nobody foresaw.")
         known = as_mesh_error(error)
         exchange = self._exchange
-        exchange.outcome = known.reason.lower()
+        exchange.failed(known)
         shape = document(known, dialect=exchange.dialect, call=exchange.call, path=exchange.path)
         return self._kind.error(shape)

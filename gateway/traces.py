@@ -104,8 +104,8 @@ def _end(span: Span, exchange: Exchange, scope: Scope, status: int) -> None:
     attributes: dict[str, tracing.Value] = {"http.route": route, "mesh.outcome": exchange.outcome}
     if status:
         attributes["http.response.status_code"] = status
-    if exchange.hop:
-        attributes["mesh.hop"] = exchange.hop
+    if exchange.failed_hop:
+        attributes["mesh.hop"] = exchange.failed_hop
     for name, value in exchange.notes.items():
         if isinstance(value, str | int | float):
             shown = value[:_LONGEST_TEXT] if isinstance(value, str) else value

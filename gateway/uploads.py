@@ -162,6 +162,9 @@ class _Parts:
             raise InvalidBody(
                 f"There is no field {name[:64]}.{nearest(name, {*self._known_fields, 'file'})}", param=name[:64]
             )
+        if name in self.fields:
+            # Also the end of an upload that is fields without end.
+            raise InvalidBody(f"The field {name} comes twice; send it once.", param=name)
         self._field = name
         self.fields[name] = b""
 

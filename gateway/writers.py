@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.peers import Peers, Writer
@@ -23,6 +23,10 @@ class AnyHop:
     def status(self) -> HopStatus:
         """The first hop's: it stands for the capability."""
         return self.writers[0].hop.status()
+
+    def times_since(self, mark: int) -> tuple[int, Sequence[float]]:
+        """The first hop's."""
+        return self.writers[0].hop.times_since(mark)
 
     def servers(self) -> Hashable:
         """Who serves now, on any of the hops."""

@@ -14,6 +14,8 @@ log = get_logger(__name__)
 
 BEAT_SECONDS = 1.0
 SILENT_BEATS = 2
+LATELY_SECONDS = 2.0
+"""What was written so lately is a sign of life, from a door that has no time for its health route."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,6 @@ async def feel_pulse(
     """
     silent = 0
     while True:
-        signs = silence.signs
         await sleep(BEAT_SECONDS)
         if patient.unhealthy() is not None:
             silent = 0
@@ -56,7 +57,7 @@ async def feel_pulse(
         except Exception:
             log.exception("the engine's pulse could not be felt")  # the next beat may: nobody else would see it hang
             continue
-        silent = 0 if answers or silence.signs != signs else silent + 1
+        silent = 0 if answers or silence.heard_within(LATELY_SECONDS) else silent + 1
         if hangs is not None:
             patient.restart(hangs)
         elif silent >= SILENT_BEATS:

@@ -34,6 +34,7 @@ class SilenceWatch:
         self._abandoned = False
         self._signs = 0
         self._silent_since = clock()
+        self._heard_at = float("-inf")
         self._mark: tuple[float, float] | None = None
 
     @property
@@ -42,14 +43,13 @@ class SilenceWatch:
         return self._outstanding > 0
 
     @property
-    def signs(self) -> int:
-        """How often something was heard so far."""
-        return self._signs
-
-    @property
     def seconds(self) -> float:
         """For how long nothing has been heard that it owes."""
         return self._clock() - self._silent_since if self._outstanding else 0.0
+
+    def heard_within(self, seconds: float) -> bool:
+        """Whether the engine wrote something so lately."""
+        return self._clock() - self._heard_at <= seconds
 
     @contextmanager
     def asked(self) -> Iterator[None]:
@@ -68,7 +68,7 @@ class SilenceWatch:
     def heard(self) -> None:
         """The engine wrote something: whatever came before is done."""
         self._signs += 1
-        self._silent_since = self._clock()
+        self._silent_since = self._heard_at = self._clock()
         self._abandoned = False
         self._mark = None
 

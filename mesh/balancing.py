@@ -16,19 +16,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mesh.channel import Option, Place, place_of
 from mesh.deadline import Deadline
-from mesh.endpoint import NOT_SERVING, UNREACHABLE, Endpoint, EndpointHealth, unreachable
+from mesh.endpoint import NOT_SERVING, SERVING, UNREACHABLE, Endpoint, EndpointHealth, unreachable
 from mesh.errors import MeshError, Overloaded, RetryAdvice
+from mesh.opening import Connection, Opener
 from mesh.probe import HealthProbe
 from mesh.resilience import CircuitBreaker
 from mesh.resilience.breaker import Permit
 from mesh.resilience.limiter import ABOUT_THE_DEADLINE
 from mesh.telemetry import fields, get_logger
+from mesh.tls.lookout import Lookout
 from mesh.tracing import Span
 from mesh.transport import Transport
+
+if TYPE_CHECKING:  # cryptography is not loaded for a hop without TLS
+    from mesh.tls.client import ClientTls
 
 log = get_logger(__name__)
 
@@ -37,6 +42,8 @@ LOOK_UP_SECONDS = 5.0
 """How often a name is looked up while all is well; while one of its endpoints does not serve, at every upkeep."""
 LINGER_SECONDS = 30.0
 """A serving address that its name no longer gives stays for so long: many resolvers answer with a part of the list."""
+RENEW_AGAIN_SECONDS = 5.0
+"""A connection that cannot be had with a new certificate is tried again after this; the old one serves meanwhile."""
 LONGEST_BUSY_SECONDS = 1.0
 """An endpoint that says it is busy is passed over for at most this long, while another one is not."""
 
@@ -70,19 +77,21 @@ class _Member:
     endpoint: Endpoint
     end_watch: Callable[[], Any]
     place: Place
+    tls_version: int
     named_at: float = field(default_factory=time.monotonic)
+    renew_at: float = 0.0
 
 
 class Balancer:
     """The endpoints of a hop.
 
     Args:
-        hop: its name.
-        service: full gRPC name.
+        hop, service: its name, and the full gRPC name of what it leads to.
         endpoints: as configured; names are looked up again and again.
         transport: how to wait.
         options: of the channels.
         new_breaker: makes the breaker of an endpoint.
+        tls: certificates; None connects in plaintext.
         on_serving: called when an endpoint begins to serve.
     """
 
@@ -96,13 +105,16 @@ class Balancer:
         options: Sequence[Option],
         new_breaker: Callable[[], CircuitBreaker],
         on_serving: Callable[[], None],
+        tls: ClientTls | None = None,
     ) -> None:
         self._hop = hop
         self._places = tuple(map(place_of, endpoints))
         self._transport = transport
-        self._options = tuple(options)
+        self._opener = Opener(transport, options, tls)
         self._new_breaker = new_breaker
         self._probe = HealthProbe(hop, service, transport=transport, on_serving=on_serving)
+        self._tls = tls
+        self._lookout = Lookout(hop, transport, tls)
         self._members: dict[str, _Member] = {}
         self._leaving: list[Endpoint] = []
         self._unknown_names: dict[str, EndpointHealth] = {
@@ -136,6 +148,7 @@ class Balancer:
             member.endpoint.leave()
         if self._end_upkeep is not None:
             await self._end_upkeep()
+        await self._lookout.stop()
         for endpoint in (*(member.endpoint for member in members), *self._leaving):
             await self._transport.close_channel(endpoint.channel)
             endpoint.forget()
@@ -220,6 +233,7 @@ class Balancer:
 
     def _nobody(self) -> MeshError:
         told = next((each for each in self.endpoints if each.health == NOT_SERVING), None)
+        told = told or next((each for each in self.endpoints if each.diagnosis is not None), None)
         return told.refusal() if told is not None else unreachable(self._hop)
 
     # -- upkeep -------------------------------------------------------------------------------------------------------
@@ -230,6 +244,9 @@ class Balancer:
                 return
             try:
                 await self._look_names_up()
+                if self._tls is not None:
+                    await self._renew_connections(self._tls)
+                self._lookout.look((each.endpoint, each.place) for each in tuple(self._members.values()))
                 await self._close_what_left()
                 if turn % 2:
                     for endpoint in self.endpoints:
@@ -282,18 +299,44 @@ class Balancer:
         if (member := self._members.get(address)) is not None:
             member.named_at = time.monotonic()
             return
-        # The name stands in the request's authority, for proxies that route by it.
-        authority = (("grpc.default_authority", f"{place.host}:{place.port}"),) if place.host else ()
+        self._members[address] = self._member(place, address, self._opener.open(place, address))
+        self._publish()
+
+    def _member(self, place: Place, address: str, connection: Connection) -> _Member:
         endpoint = Endpoint(
             hop=self._hop,
             written=place.written,
             address=address,
-            channel=self._transport.open(address, (*self._options, *authority)),
+            channel=connection.channel,
             breaker=self._new_breaker(),
         )
         end_watch = self._transport.spawn(partial(self._probe.watch, endpoint), f"probe {address}")
-        self._members[address] = _Member(endpoint, end_watch, place)
-        self._publish()
+        return _Member(endpoint, end_watch, place, connection.tls_version)
+
+    async def _renew_connections(self, tls: ClientTls) -> None:
+        """Connect anew where certificates have changed. The old connection ends with the last call on it.
+
+        One that serves is left for one that answers only: a certificate that the peer refuses costs no call meanwhile.
+        """
+        now_valid = tls.refresh()
+        for address, member in tuple(self._members.items()):
+            if member.tls_version == now_valid or time.monotonic() < member.renew_at:
+                continue
+            old, connection = member.endpoint, self._opener.open(member.place, address)
+            is_connected = old.health in (SERVING, NOT_SERVING)
+            is_fit = not is_connected or await self._probe.answers(connection.channel, address)
+            if self.stopped or not is_fit:
+                await self._transport.close_channel(connection.channel)
+                member.renew_at = time.monotonic() + RENEW_AGAIN_SECONDS
+                continue
+            fresh = self._member(member.place, address, connection)
+            fresh.named_at = member.named_at
+            if is_connected:
+                fresh.endpoint.heard(old.health, old.failure)
+            self._members[address] = fresh
+            self._leaving.append(old)
+            old.leave()
+            self._publish()
 
     def _leave(self, place: Place, named: frozenset[str]) -> None:
         lately = time.monotonic() - LINGER_SECONDS

@@ -50,7 +50,12 @@ SERVER_OPTIONS: tuple[Option, ...] = (
     # No max_connection_age_grace: it would cut every longer stream, and health watches with them. What is under way
     # stays on the old connection until it is done.
     ("grpc.max_connection_age_ms", 300_000),
+    # The second one is where refusing is certain; from the first on, it would be more and more likely.
     ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.absolute_max_metadata_size", 16 * 1024),
+    # About as many as a hop has in flight at most, and what brings in the core's guard against floods of resets: calls
+    # that were reset count until they are forgotten. Without it a flood on one connection cancels everybody's calls.
+    ("grpc.max_concurrent_streams", 1_000),
     # Two processes on one port would share its calls by chance; the second must fail to start.
     ("grpc.so_reuseport", 0),
 )

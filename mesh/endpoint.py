@@ -81,6 +81,7 @@ class Endpoint:
         # What the probe hears, and what is asked beside it, come in by two threads of a synchronous client.
         self._lock = threading.Lock()
         self.failure: MeshError | None = None
+        self.diagnosis: MeshError | None = None
         self._hop = hop
         self._ejected = False
         self._served_until = -math.inf
@@ -181,9 +182,23 @@ class Endpoint:
             if self._health.health == NOT_SERVING and not self._gone:
                 self._take(NOT_SERVING, failure, "")
 
+    def diagnose(self, diagnosis: MeshError | None) -> bool:
+        """Take why it cannot be reached, where it still cannot; it stands above the core's words. True: it is news."""
+        with self._lock:
+            if self._health.health != UNREACHABLE or self._gone:
+                return False
+            known, self.diagnosis = self.diagnosis, diagnosis
+            if diagnosis is not None:
+                self._take(UNREACHABLE, diagnosis, "")
+            return diagnosis is not None and (known is None or known.message != diagnosis.message)
+
     def _take(self, health: str, failure: MeshError | None, detail: str) -> bool:
         before = self._health
         now = time.monotonic()
+        if health != UNREACHABLE:
+            self.diagnosis = None
+        elif self.diagnosis is not None:
+            failure, detail = self.diagnosis, ""
         changed = before.health != health
         if changed and before.health == SERVING:
             self._served_until = now
@@ -230,6 +245,8 @@ class Endpoint:
             return type(failure)(
                 failure.message, reason=failure.reason, hop=self._hop, retry_after=failure.retry_after or 1.0
             )
+        if self.diagnosis is not None:
+            return misconnected(self._hop, self.diagnosis.reason)
         return unreachable(self._hop)
 
     def _breaker_moved(self, move: Transition) -> None:
@@ -252,4 +269,14 @@ def unreachable(hop: str) -> Unavailable:
         reason="NO_ENDPOINT",
         hop=hop,
         retry_after=1.0,
+    )
+
+
+def misconnected(hop: str, problem: str) -> Unavailable:
+    """Certificates keep a hop's endpoints from being reached. Their names and dates stay in its status."""
+    return Unavailable(
+        f"The {hop} service cannot be reached, because certificates do not fit. The status of the hop says which.",
+        reason=problem,
+        hop=hop,
+        retry_after=5.0,
     )

@@ -7,10 +7,12 @@
     │   └── InvalidBody           … the body does not validate                        INVALID_ARGUMENT    422
     ├── Unauthenticated           who are you                                         UNAUTHENTICATED     401
     ├── Forbidden                 you may not                                         PERMISSION_DENIED   403
+    │   └── CallerRefused         … the process in between may not: its operator acts PERMISSION_DENIED   503
     ├── NotFound                  no such model, route, document                      NOT_FOUND           404
     ├── PayloadTooLarge           over a stated limit                                 OUT_OF_RANGE        413
     ├── WrongState                the model cannot do this                            FAILED_PRECONDITION 409
     ├── Overloaded                too much at once; come back after retry_after       RESOURCE_EXHAUSTED  429
+    │   ├── RateLimited           … more than this caller may ask                     RESOURCE_EXHAUSTED  429
     │   └── GpuOutOfMemory        … the device's memory, after splitting the batch    RESOURCE_EXHAUSTED  503
     ├── Unavailable               down, warming up or draining                        UNAVAILABLE         503
     │   ├── CircuitOpen           … refused here, without asking the peer             UNAVAILABLE         503
@@ -118,6 +120,13 @@ class Forbidden(MeshError):
     breaker = BreakerEffect.SUCCESS
 
 
+class CallerRefused(Forbidden):
+    """A worker does not let the calling process's certificate call this. No fault of whoever asked that process."""
+
+    code = "caller_refused"
+    http_status = 503
+
+
 class NotFound(MeshError):
     """No such model, route or document."""
 
@@ -153,6 +162,12 @@ class Overloaded(MeshError):
     http_status = 429
     retry = RetryAdvice.AFTER_DELAY
     breaker = BreakerEffect.BUSY
+
+
+class RateLimited(Overloaded):
+    """More than this caller may ask, whoever else does. Worth trying again after ``retry_after``."""
+
+    code = "rate_limited"
 
 
 class GpuOutOfMemory(Overloaded):

@@ -25,7 +25,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -56,6 +56,9 @@ from mesh.telemetry import (
 from mesh.transport import Transport
 from mesh.wire import from_rpc_error
 
+if TYPE_CHECKING:  # cryptography is not loaded for a hop without TLS
+    from mesh.tls.client import ClientTls
+
 __all__ = ["Hop", "HopSettings", "HopStatus"]
 
 
@@ -69,6 +72,7 @@ class Hop:
         transport: on an event loop or blocking.
         settings: limits and times.
         circuit_breaker: one made by the caller; otherwise made from the settings.
+        tls: certificates of this process, and whose it trusts; None connects in plaintext.
         idempotent_methods: methods that gRPC's core may send again when the peer was unavailable.
     """
 
@@ -81,12 +85,14 @@ class Hop:
         transport: Transport,
         settings: HopSettings | None = None,
         circuit_breaker: CircuitBreaker | None = None,
+        tls: ClientTls | None = None,
         idempotent_methods: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.service = service
         self.settings = settings or HopSettings()
         self.transport = transport
+        self._tls = tls.for_hop(name) if tls is not None else None
         self.breaker = circuit_breaker or self._new_breaker()
         self.breaker.name = name
         self.breaker.listener = partial(breaker_moved, name)
@@ -269,6 +275,10 @@ class Hop:
             p99_seconds=self._latencies.quantile(0.99),
         )
 
+    def times_since(self, mark: int) -> tuple[int, Sequence[float]]:
+        """How long the successful calls after the first ``mark`` took, in seconds, and the mark for the next time."""
+        return self._latencies.since(mark)
+
     def servers(self) -> frozenset[tuple[str, float]]:
         """The addresses that serve now and since when: another set whenever one comes, goes or was started anew."""
         return self._balancer.servers() if self._balancer else frozenset()
@@ -285,6 +295,7 @@ class Hop:
                     options=(*CLIENT_OPTIONS, *message_size_options(self.settings.max_message_bytes)),
                     new_breaker=self._new_breaker,
                     on_serving=self.breaker.peer_is_serving,
+                    tls=self._tls,
                 )
                 balancer.start()
                 self._balancer = balancer
@@ -326,7 +337,7 @@ class Hop:
             seconds = time.monotonic() - started
             self._latencies.calls += 1
             if sampled and outcome == "ok":
-                self._latencies.samples.append(seconds)
+                self._latencies.took(seconds)
             meter.record(outcome, seconds)
             if span is not None:
                 span.end(outcome, failure)

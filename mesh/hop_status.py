@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import Counter
@@ -42,6 +43,20 @@ class Latencies:
 
     samples: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCY_SAMPLES))
     calls: int = 0
+    timed: int = 0
+
+    def took(self, seconds: float) -> None:
+        """Keep one successful call's time."""
+        self.timed += 1
+        self.samples.append(seconds)
+
+    def since(self, mark: int) -> tuple[int, Sequence[float]]:
+        """The times of the calls after the first ``mark``, oldest first, and the mark to ask with the next time.
+
+        At most the latest `LATENCY_SAMPLES` of them.
+        """
+        timed, kept = self.timed, list(self.samples.copy())
+        return timed, kept[-min(timed - mark, len(kept)) :] if timed > mark else []
 
     def quantile(self, share: float) -> float | None:
         """The time within which this share of the calls was done, in seconds; None before the first."""

@@ -31,6 +31,7 @@ WATCH_SECONDS = 240.0
 """A watch is begun again this often: no call is without a deadline, and none stays long on a connection that calls have
 left because it grew old."""
 REASON_TIMEOUT_SECONDS = 1.0
+ANSWER_TIMEOUT_SECONDS = 2.0
 
 
 class HealthProbe:
@@ -79,6 +80,20 @@ class HealthProbe:
         failure = await self._ask_why(endpoint)
         if failure is not None:
             endpoint.explain(failure)
+
+    async def answers(self, channel: Any, address: str) -> bool:
+        """Whether a peer answers on a new channel to ``address``, whatever it says."""
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service=self._service)
+        try:
+            await self._transport.unary(stub.Check, request, timeout=ANSWER_TIMEOUT_SECONDS, metadata=())
+        except grpc.RpcError as error:
+            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                return True
+            values = fields(hop=self._hop, endpoint=address, reason=error.details())
+            log.warning("no connection with the new certificate; the old connection goes on", extra=values)
+            return False
+        return True
 
     async def _heard(self, endpoint: Endpoint, status: int) -> None:
         if status == health_pb2.HealthCheckResponse.SERVING:

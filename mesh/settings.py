@@ -97,7 +97,11 @@ class WorkerSettings(MeshSettings):
     host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback needs a network you trust.")
     port: int = Field(..., ge=0, le=65535, description="gRPC port; 0 lets the system choose one.")
     metrics_port: int = Field(0, ge=0, le=65535, description="Port of the Prometheus endpoint; 0 turns it off.")
-    reflection: bool = Field(True, description="Offer gRPC reflection, so that grpcurl can list and call methods.")
+    reflection: bool | None = Field(
+        None,
+        description="Offer gRPC reflection, so that grpcurl can list and call methods. Unset: offered in plaintext, "
+        "not behind TLS.",
+    )
     drain_notice_seconds: float = Field(
         1.0, ge=0, le=60, description="Time between saying NOT_SERVING and refusing new calls, so that clients see it."
     )

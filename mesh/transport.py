@@ -21,7 +21,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -55,8 +55,8 @@ class Transport(Protocol):
     def start(self) -> None:
         """Get ready, also once more after ``close``."""
 
-    def open(self, target: str, options: Sequence[Option]) -> Any:
-        """A channel to ``target``; it connects by itself."""
+    def open(self, target: str, options: Sequence[Option], credentials: grpc.ChannelCredentials | None = None) -> Any:
+        """A channel to ``target``; it connects by itself, with ``credentials`` by TLS."""
 
     async def unary(self, method: Any, request: Any, *, timeout: float, metadata: Metadata) -> Any:
         """One request, one reply. Raises grpc.RpcError."""
@@ -69,6 +69,9 @@ class Transport(Protocol):
 
     async def look_up(self, host: str, port: int) -> tuple[str, ...]:
         """The addresses of a name, as `mesh.channel.address_of` writes them. Raises OSError where it has none."""
+
+    async def aside(self, work: Callable[[], T], name: str) -> T:
+        """The result of ``work``, which blocks, without holding what else this transport does."""
 
     def event(self) -> Event:
         """An event for tasks and callers of this transport."""
@@ -92,8 +95,12 @@ class AioTransport:
     def start(self) -> None:
         """Nothing to do: the loop runs."""
 
-    def open(self, target: str, options: Sequence[Option]) -> grpc.aio.Channel:
+    def open(
+        self, target: str, options: Sequence[Option], credentials: grpc.ChannelCredentials | None = None
+    ) -> grpc.aio.Channel:
         """A grpc.aio channel; call it from within the loop that will use it."""
+        if credentials is not None:
+            return grpc.aio.secure_channel(target, credentials, options=list(options))
         return grpc.aio.insecure_channel(target, options=list(options))
 
     async def unary(self, method: Any, request: Any, *, timeout: float, metadata: Metadata) -> Any:
@@ -148,31 +155,32 @@ class AioTransport:
             raise
 
     async def look_up(self, host: str, port: int) -> tuple[str, ...]:
-        """The addresses of a name, by the system's resolver on a thread.
+        """The addresses of a name, by the system's resolver on a thread."""
+        return await self.aside(lambda: _resolved(host, port), f"look up {host}")
 
-        A thread of its own and a daemon: the loop's end waits for its executor's threads, and a resolver may hang.
-        """
+    async def aside(self, work: Callable[[], T], name: str) -> T:
+        """On a thread of its own and a daemon: the loop's end waits for its executor's threads, and work may hang."""
         loop = asyncio.get_running_loop()
-        found: asyncio.Future[tuple[str, ...]] = loop.create_future()
+        found: asyncio.Future[T] = loop.create_future()
 
-        def tell(answer: tuple[str, ...] | Exception) -> None:
+        def tell(answer: T | None, failure: Exception | None) -> None:
             if found.done():
                 return
-            if isinstance(answer, Exception):
-                found.set_exception(answer)
+            if failure is not None:
+                found.set_exception(failure)
             else:
-                found.set_result(answer)
+                found.set_result(cast("T", answer))
 
-        def ask() -> None:
-            answer: tuple[str, ...] | Exception
+        def run() -> None:
+            answer, failure = None, None
             try:
-                answer = _addresses(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-            except (OSError, UnicodeError) as error:
-                answer = error
+                answer = work()
+            except Exception as error:
+                failure = error
             with suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(tell, answer)
+                loop.call_soon_threadsafe(tell, answer, failure)
 
-        threading.Thread(target=ask, name=f"look up {host}", daemon=True).start()
+        threading.Thread(target=run, name=name, daemon=True).start()
         return await found
 
     def event(self) -> Event:
@@ -229,8 +237,12 @@ class BlockingTransport:
         if self._closing.is_set():
             self._closing = threading.Event()
 
-    def open(self, target: str, options: Sequence[Option]) -> grpc.Channel:
+    def open(
+        self, target: str, options: Sequence[Option], credentials: grpc.ChannelCredentials | None = None
+    ) -> grpc.Channel:
         """A synchronous channel."""
+        if credentials is not None:
+            return grpc.secure_channel(target, credentials, options=list(options))
         return grpc.insecure_channel(target, options=list(options))
 
     async def unary(self, method: Any, request: Any, *, timeout: float, metadata: Metadata) -> Any:
@@ -271,7 +283,11 @@ class BlockingTransport:
 
     async def look_up(self, host: str, port: int) -> tuple[str, ...]:
         """The addresses of a name, by the system's resolver."""
-        return _addresses(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        return _resolved(host, port)
+
+    async def aside(self, work: Callable[[], T], name: str) -> T:  # noqa: ARG002 - the thread that asks has a name
+        """In the calling thread, which nobody else waits for."""
+        return work()
 
     def event(self) -> Event:
         """An event for threads."""
@@ -312,6 +328,10 @@ class _ThreadEvent(threading.Event):
 
     async def wait(self, timeout: float) -> None:  # type: ignore[override]
         super().wait(timeout)
+
+
+def _resolved(host: str, port: int) -> tuple[str, ...]:
+    return _addresses(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
 
 
 def _addresses(found: Sequence[Any]) -> tuple[str, ...]:

@@ -1,5 +1,5 @@
-"use strict";
 // Draws openapi.json, with every example ready to be sent. Text is only ever set as text, never as markup.
+import { ask, errorBox, header, withKey } from "./shared.js";
 
 const make = (tag, text, attributes = {}) => {
   const element = document.createElement(tag);
@@ -35,8 +35,8 @@ const send = async (method, path, body, output, button) => {
   output.textContent = "…";
   const started = performance.now();
   try {
-    const options = { method };
-    if (body !== null) Object.assign(options, { body, headers: { "content-type": "application/json" } });
+    const options = { method, credentials: "omit", headers: withKey(body === null ? {} : { "content-type": "application/json" }) };
+    if (body !== null) options.body = body;
     const answer = await fetch(path, options);
     output.textContent = `${answer.status} after ${Math.round(performance.now() - started)} ms\n\n`;
     const isJson = (answer.headers.get("content-type") || "").includes("json") &&
@@ -82,7 +82,7 @@ const tryIt = (method, path, content) => {
 };
 
 const operation = (api, path, method, details) => {
-  const block = make("details");
+  const block = make("details", null, { class: "operation" });
   const summary = block.appendChild(make("summary"));
   summary.appendChild(make("span", method.toUpperCase(), { class: "method" }));
   summary.appendChild(make("code", path));
@@ -100,7 +100,7 @@ const operation = (api, path, method, details) => {
   return block;
 };
 
-const draw = (api) => {
+const show = (api) => {
   document.getElementById("title").textContent = `${api.info.title} ${api.info.version}`;
   document.getElementById("description").textContent = api.info.description;
   const tags = new Map();
@@ -119,6 +119,13 @@ const draw = (api) => {
   }
 };
 
-fetch("/openapi.json").then((answer) => answer.json()).then(draw).catch((error) => {
-  document.getElementById("operations").textContent = `openapi.json cannot be read: ${error}`;
-});
+header("/docs", () => read());
+const read = async () => {
+  const place = document.getElementById("operations");
+  try {
+    show(await (await ask("/openapi.json")).json());
+  } catch (error) {
+    place.replaceChildren(errorBox(error));
+  }
+};
+read();

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field, ValidationError
 from pydantic_core import to_json
@@ -23,7 +23,10 @@ from gateway.settings import GatewaySettings
 from gateway.streaming import LINES, live
 from gateway.uploads import DocumentUpload, plain_filename
 from mesh.clients.chunking import Chunk, ChunkEvent, ChunkFinish, ChunkOptions, ChunkProgress, ChunkTimings
-from mesh.errors import Cancelled, InvalidRequest, MeshError, Unavailable, WrongState
+from mesh.errors import Cancelled, InvalidBody, InvalidRequest, MeshError, Unavailable, WrongState
+
+if TYPE_CHECKING:
+    from gateway.url_sources.fetching import UrlSource
 
 _CHUNKERS = Literal["docling", "docling-hybrid", "docling-hierarchical"]
 
@@ -47,13 +50,22 @@ class UploadFields(_HowToCut):
 
 
 class ChunkRequest(_HowToCut):
-    """A document as text; upload anything else as multipart/form-data."""
+    """A document as text, or by its URL where that is turned on; upload anything else as multipart/form-data."""
 
-    text: str = Field(description="the document")
+    text: str | None = Field(None, description="the document")
+    url: Annotated[str, Field(max_length=8192)] | None = Field(
+        None, description="where the document is; only where gateway.url_sources.enabled is set"
+    )
     filename: Annotated[str, Field(max_length=255)] = Field("", description="its ending names the type")
     media_type: Annotated[str, Field(max_length=256)] = Field(
-        "", description="text/plain (the default), text/markdown, text/html"
+        "", description="text/plain (the default), text/markdown, text/html; of a URL, instead of what its server says"
     )
+
+
+class _Incoming(Protocol):
+    """A document that is still coming. ``failure`` is what ended it early."""
+
+    failure: MeshError | None
 
 
 _CHUNK_EXAMPLE = {
@@ -72,7 +84,8 @@ OPERATION = Operation(
     summary="Cut a document into chunks",
     description=(
         "PDF, DOCX, PPTX, XLSX, HTML, Markdown or plain text, as a `multipart/form-data` upload with a part named "
-        "`file` and the options as fields **before** it, or text as JSON. With `Accept: application/x-ndjson` the "
+        "`file` and the options as fields **before** it, or text as JSON; or by its `url`, where the operator has "
+        "turned that on. With `Accept: application/x-ndjson` the "
         'answer is a stream: lines `{"chunk": …}` and `{"progress": …}` as pages are done, and as the last line '
         '`{"document": …, "usage": …}`. A stream without that line is broken and ends with `{"error": …}`.'
     ),
@@ -93,6 +106,8 @@ class ChunkRoute:
     chunker: Chunker
     catalogue: Catalogue
     settings: GatewaySettings
+    urls: UrlSource | None = None
+    """What fetches documents; None where that is off."""
 
     def mount(self, api: Api) -> None:
         """Serve it, with the upload's form beside the JSON body in the document."""
@@ -112,17 +127,40 @@ class ChunkRoute:
             events = self._events(exchange, upload.frames(), options, upload)
         else:
             body = await read_json(request, ChunkRequest)
-            document = body.text.encode()
-            if not body.text.strip():
-                raise InvalidRequest("text is empty; send the document's text.", param="text", reason="EMPTY_INPUT")
-            name = plain_filename(body.filename)
-            type_given = body.media_type or ("" if name else "text/plain")
-            options = self._options(body, name, type_given, len(document))
-            events = self._events(exchange, document, options, None)
-        exchange.note(chunker=options.chunker)
+            events = self._fetched(exchange, body) if body.url is not None else self._told(exchange, body)
         if "application/x-ndjson" in request.headers.get("accept", "").lower():
             return await live(_lines(events), LINES, exchange=exchange, settings=self.settings.streams)
         return await _collected(events)
+
+    def _told(self, exchange: Exchange, body: ChunkRequest) -> AsyncGenerator[ChunkEvent, None]:
+        """The events of a document that the request holds."""
+        if body.text is None:
+            raise InvalidBody("text: send the document's text, or upload the document.", param="text")
+        if not body.text.strip():
+            raise InvalidRequest("text is empty; send the document's text.", param="text", reason="EMPTY_INPUT")
+        document = body.text.encode()
+        name = plain_filename(body.filename)
+        type_given = body.media_type or ("" if name else "text/plain")
+        return self._events(exchange, document, self._options(body, name, type_given, len(document)), None)
+
+    async def _fetched(self, exchange: Exchange, body: ChunkRequest) -> AsyncGenerator[ChunkEvent, None]:
+        """The events of a document that the request names by its URL."""
+        if body.text is not None:
+            raise InvalidBody("Send text or url, not both.", param="url")
+        if self.urls is None:
+            raise WrongState(
+                "Documents are not fetched from URLs here (gateway.url_sources.enabled); upload the document.",
+                param="url",
+                reason="URL_SOURCES_OFF",
+            )
+        deadline = exchange.deadline(self.settings.timeouts.chunking_seconds, streamed=True)
+        async with self.urls.open(body.url or "", deadline) as remote:
+            exchange.note(url_host=remote.host)
+            name = plain_filename(body.filename) or remote.filename
+            options = self._options(body, name, body.media_type or remote.media_type, None)
+            async with aclosing(self._events(exchange, remote.frames(), options, remote)) as events:
+                async for event in events:
+                    yield event
 
     def _options(self, asked: _HowToCut, filename: str, media_type: str, size: int | None) -> ChunkOptions:
         chunker = asked.chunker or self.settings.chunking.default_chunker
@@ -140,13 +178,14 @@ class ChunkRoute:
         exchange: Exchange,
         document: bytes | AsyncIterable[bytes],
         options: ChunkOptions,
-        upload: DocumentUpload | None,
+        source: _Incoming | None,
     ) -> AsyncGenerator[ChunkEvent, None]:
-        """The worker's events; where the upload broke, its own error instead of the worker's view of it."""
+        """The worker's events; where the document's coming broke off, that error instead of the worker's view of it."""
+        exchange.note(chunker=options.chunker)
         deadline = exchange.deadline(self.settings.timeouts.chunking_seconds, streamed=True)
-        source: Any = self.chunker.chunk(document, options, deadline=deadline)
+        answers: Any = self.chunker.chunk(document, options, deadline=deadline)
         try:
-            async with aclosing(source) as opened:
+            async with aclosing(answers) as opened:
                 async for event in opened:
                     if isinstance(event, ChunkFinish):
                         exchange.timed(**_timings_ms(event.timings))
@@ -155,8 +194,8 @@ class ChunkRoute:
                         )
                     yield event
         except (MeshError, asyncio.CancelledError):
-            if upload is not None and upload.failure is not None:
-                raise upload.failure from None
+            if source is not None and source.failure is not None:
+                raise source.failure from None
             raise
 
 

@@ -1,4 +1,4 @@
-"""Pages for people: ``/`` and ``/docs``. They load nothing from elsewhere, so they work without a network."""
+"""Pages for people: ``/``, ``/try`` and ``/docs``. They load nothing from elsewhere, so they work without a network."""
 
 from __future__ import annotations
 
@@ -16,12 +16,20 @@ from mesh.errors import NotFound
 # Only what this gateway serves itself may run: a document's text that ends up on the page cannot call elsewhere.
 _SECURITY = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
+    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    # Text never becomes markup here, and the browser sees to it.
+    "require-trusted-types-for 'script'; trusted-types 'none'",
     "referrer-policy": "no-referrer",
 }
-_TYPES = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8"}
-_ASSETS = frozenset({"docs.js", "home.js", "mesh.css"})
+_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+_ASSETS = frozenset(
+    {"docs.js", "icon.svg", "mesh.css", "shared.js", "status.js", "status-parts.js", "try.js", "try-parts.js"}
+)
 
 
 @cache
@@ -40,12 +48,21 @@ class PageRoutes:
 
     def mount(self, app: FastAPI) -> None:
         """Serve them, outside the API's own document."""
-        for path, endpoint in (("/", self.home), ("/docs", self.docs), ("/pages/{name}", self.asset)):
+        for path, endpoint in (
+            ("/", self.status),
+            ("/try", self.attempt),
+            ("/docs", self.docs),
+            ("/pages/{name}", self.asset),
+        ):
             app.router.routes.append(PlainRoute(path, {"GET"}, endpoint))
 
-    async def home(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint's signature
-        """How every hop is now, and where to go from here."""
-        return _answer("home.html")
+    async def status(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint's signature
+        """The mesh as it is now, drawn from ``/status/stream``."""
+        return _answer("status.html")
+
+    async def attempt(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint's signature
+        """Every capability, to be tried."""
+        return _answer("try.html")
 
     async def docs(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint's signature
         """The API, with examples that can be tried."""

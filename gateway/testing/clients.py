@@ -20,15 +20,15 @@ from gateway.testing.peers import FakePeers
 
 
 class RunningGateway:
-    """A gateway on a free port of 127.0.0.1, in a thread of its own, for clients that need a real socket.
+    """A gateway on a port of 127.0.0.1 (0: a free one), in a thread of its own, for clients that need a real socket.
 
     >>> with RunningGateway(GatewaySettings(), FakePeers()) as gateway:  # doctest: +SKIP
     ...     print(gateway.url)
     """
 
-    def __init__(self, settings: GatewaySettings, peers: FakePeers, door: Door | None = None) -> None:
+    def __init__(self, settings: GatewaySettings, peers: FakePeers, door: Door | None = None, port: int = 0) -> None:
         self.peers = peers
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket = socket.create_server(("127.0.0.1", port))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         lifecycle = Lifecycle()
         self.door = door or Door.of(settings, lifecycle)

@@ -83,12 +83,18 @@ class FakeHop:
     ejected: bool = False
     asked_for: list[Priority] = field(default_factory=list)
     serving_since: float = 1.0
+    times: list[float] = field(default_factory=list)
+    """How long its calls took, in seconds."""
 
     def require_room(self, priority: Priority = Priority.INTERACTIVE) -> None:
         """Raise ``refusal`` where one is set."""
         self.asked_for.append(priority)
         if self.refusal is not None:
             raise self.refusal
+
+    def times_since(self, mark: int) -> tuple[int, Sequence[float]]:
+        """The ``times`` after the first ``mark``."""
+        return len(self.times), self.times[mark:]
 
     def servers(self) -> frozenset[tuple[str, float]]:
         """One address, since ``serving_since``."""

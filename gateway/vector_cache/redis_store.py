@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from gateway.vector_cache.loop_lag import LoopLag
+from gateway.guarded_redis import GuardedRedis
 from gateway.vector_cache.metrics import VECTOR_CACHE_REDIS_ERRORS
 from mesh.clock import Clock, monotonic
-from mesh.errors import AttemptTimedOut, DeadlineExceeded, MeshError, Unavailable
-from mesh.resilience import BreakerState, CircuitBreaker, Transition
+from mesh.errors import MeshError
 from mesh.settings import SettingsError
-from mesh.telemetry import BREAKER_STATE, BREAKER_TRANSITIONS, fields, get_logger
-
-log = get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -27,11 +22,6 @@ _PREFIX = b"mesh:vector:1:"
 """Before each key, which follows in hexadecimal: readable for whoever looks with redis-cli."""
 _SLICE = 128
 """Keys of one operation: about what fits into its time whatever a request holds, and what others wait for the loop."""
-_LOST_SHARE = 0.25
-"""From this share of an operation's time on that the event loop was held up, a timeout is not Redis's."""
-_FAILURES_IN_A_ROW = 3
-_LONGEST_PAUSE_SECONDS = 30.0
-_STATE_NUMBER = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
 def connect(url: str, *, timeout_seconds: float | None = None) -> Any:
@@ -69,17 +59,22 @@ class RedisStore:
 
     def __init__(self, client: Any, *, timeout_seconds: float, ttl_seconds: int, clock: Clock = monotonic) -> None:
         self._client = client
-        self._timeout_seconds = timeout_seconds
         self._ttl_seconds = ttl_seconds
-        self._lag = LoopLag(clock)
-        self.breaker = _breaker(NAME, clock)
-        self.put_breaker = _breaker(PUT_NAME, clock)
+        self._guard = GuardedRedis(
+            NAME,
+            timeout_seconds=timeout_seconds,
+            errors=VECTOR_CACHE_REDIS_ERRORS,
+            meanwhile="vectors are computed",
+            clock=clock,
+        )
+        self.breaker = self._guard.breaker(NAME)
+        self.put_breaker = self._guard.breaker(PUT_NAME)
 
     async def get(self, keys: Sequence[bytes]) -> Sequence[object]:
         """See VectorStore. After a slice that failed the others are not waited for."""
         found: list[object] = []
         for part in _slices(keys):
-            values = await self._guarded("get", self.breaker, partial(self._get, part))
+            values = await self._guard.guarded("get", self.breaker, partial(self._get, part))
             if values is None:
                 break
             found += values
@@ -88,13 +83,13 @@ class RedisStore:
     async def put(self, values: Mapping[bytes, bytes]) -> None:
         """See VectorStore. Nobody waits for it, so that a slice that failed does not keep the others."""
         for part in _slices(list(values.items())):
-            await self._guarded("put", self.put_breaker, partial(self._put, part))
+            await self._guard.guarded("put", self.put_breaker, partial(self._put, part))
             await asyncio.sleep(0)
 
     async def close(self) -> None:
         """See VectorStore."""
         with suppress(MeshError):
-            await self._within_time(self._client.aclose())
+            await self._guard.within_time(self._client.aclose())
 
     async def _get(self, keys: Sequence[bytes]) -> list[object]:
         found = await self._client.mget([_named(key) for key in keys])
@@ -109,60 +104,10 @@ class RedisStore:
             await pipeline.execute()
         return True
 
-    async def _guarded(self, operation: str, breaker: CircuitBreaker, work: Callable[[], Awaitable[T]]) -> T | None:
-        """The outcome of ``work``, or None where it failed, took too long, or is not worth trying now."""
-        try:
-            with breaker.guard():
-                return await self._within_time(work())
-        except MeshError as error:
-            VECTOR_CACHE_REDIS_ERRORS.labels(operation, error.reason).inc()
-            return None
-
-    async def _within_time(self, work: Awaitable[T]) -> T:
-        """``work``, its failures in the breaker's words."""
-        lost = self._lag.lost
-        with self._lag.watched():
-            try:
-                async with asyncio.timeout(self._timeout_seconds) as limit:
-                    return await work
-            except Exception as error:  # whatever Redis, its library or a stranger on its port does
-                if not (limit.expired() or isinstance(error, TimeoutError)):
-                    log.debug("redis failed", exc_info=True)
-                    raise Unavailable("Redis failed.", hop=NAME, reason=_reason(error)) from error
-                if self._lag.lost - lost > self._timeout_seconds * _LOST_SHARE:
-                    # Perhaps the answer has been there for long.
-                    raise DeadlineExceeded("The event loop was held up.", hop=NAME, reason="LOOP_LATE") from error
-                raise AttemptTimedOut("Redis took too long.", hop=NAME) from error
-
 
 def _slices(items: Sequence[T]) -> Iterator[Sequence[T]]:
     return (items[start : start + _SLICE] for start in range(0, len(items), _SLICE))
 
 
-def _breaker(name: str, clock: Clock) -> CircuitBreaker:
-    breaker = CircuitBreaker(_FAILURES_IN_A_ROW, _LONGEST_PAUSE_SECONDS, name=name, clock=clock)
-    breaker.listener = partial(_breaker_moved, name)
-    BREAKER_STATE.labels(name).set(0)
-    return breaker
-
-
-def _reason(error: BaseException) -> str:
-    """The class's name as reasons are written: AUTHENTICATION_ERROR, OUT_OF_MEMORY_ERROR, CONNECTION_ERROR."""
-    # What goes wrong while a socket connects, a wrong password too, comes wrapped into a ConnectionError.
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).upper()
-
-
 def _named(key: bytes) -> bytes:
     return _PREFIX + key.hex().encode()
-
-
-def _breaker_moved(name: str, moved: Transition) -> None:
-    BREAKER_STATE.labels(name).set(_STATE_NUMBER[moved.after])
-    BREAKER_TRANSITIONS.labels(name, moved.after.value, moved.cause.value).inc()
-    said = fields(hop=name, reason=moved.reason)
-    if moved.after is BreakerState.OPEN:
-        log.warning("Redis is left alone for a moment; vectors are computed.", extra=said)
-    elif moved.after is BreakerState.CLOSED:
-        log.info("Redis answers again.", extra=said)

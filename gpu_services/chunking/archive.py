@@ -7,6 +7,7 @@ everything once tells; the bytes are thrown away at once.
 from __future__ import annotations
 
 import lzma
+import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -18,10 +19,19 @@ MAX_PARTS = 20_000
 _BLOCK = 64 * 1024
 _ENCRYPTED = 0x1
 # Office files have no use for document type declarations; entities declared there are how XML grows without end or
-# reads files ("billion laughs", XXE). The keyword is looked for in UTF-8 and in both orders of UTF-16.
+# reads files ("billion laughs", XXE). The keywords are looked for as ASCII, with which nearly all encodings agree, and
+# in both orders of UTF-16; a part in an encoding that would hide them is refused.
 _DECLARATIONS = tuple(
     word.encode(encoding) for word in ("<!DOCTYPE", "<!ENTITY") for encoding in ("ascii", "utf-16-le", "utf-16-be")
 )
+# In every part: a relationship may make one of any name the document.
+_ENTITIES = _DECLARATIONS[3:]
+_DECLARED_ENCODING = re.compile(rb"""\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([^"']{0,40})""")
+# "<" in UTF-32, and "<?xm" in EBCDIC.
+_HIDING_BEGINNINGS = (
+    b"<\x00\x00\x00", b"\x00\x00\x00<\x00\x00\x00", b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff", b"\x4c\x6f\xa7\x94",
+)  # fmt: skip
+_PLAIN_WORDS = b"<!ENTITY +ADw-"
 _OVERLAP = max(len(word) for word in _DECLARATIONS) - 1
 
 
@@ -66,12 +76,28 @@ def _inflate(archive: zipfile.ZipFile, part: zipfile.ZipInfo, allowance: int, li
             size += len(block)
             if size > allowance:
                 raise _too_large(limit)
-            if is_xml:
-                seen = tail + block
-                if any(word in seen for word in _DECLARATIONS):
-                    raise damaged("An XML part of the document declares entities, which Office documents must not.")
-                tail = seen[-_OVERLAP:]
+            seen = tail + block
+            if any(word in seen for word in (_DECLARATIONS if is_xml else _ENTITIES)):
+                raise damaged("An XML part of the document declares entities, which Office documents must not.")
+            if size == len(block) and _hides_keywords(block):
+                raise damaged("An XML part of the document is neither in UTF-8 nor in UTF-16, as Office documents are.")
+            tail = seen[-_OVERLAP:]
     return size
+
+
+def _hides_keywords(beginning: bytes) -> bool:
+    """Whether a part that begins so may be XML in an encoding in which the keywords look otherwise."""
+    if beginning.startswith(_HIDING_BEGINNINGS):
+        return True
+    # Of UTF-16, too, each second byte is ASCII.
+    declared = _DECLARED_ENCODING.match(beginning[:1024].lstrip(b"\xef\xbb\xbf\xff\xfe").replace(b"\x00", b""))
+    if declared is None or declared[1].lower().startswith(b"utf-16"):
+        return False
+    try:
+        # What UTF-7 reads as "<" is seen by no search for it.
+        return _PLAIN_WORDS.decode(declared[1].decode("ascii")) != _PLAIN_WORDS.decode("ascii")
+    except (LookupError, UnicodeError):
+        return True
 
 
 def _too_large(limit: int) -> PayloadTooLarge:

@@ -31,8 +31,8 @@ log = get_logger(__name__)
 Spawn = Callable[[Command], Awaitable[Child]]
 
 POLL_SECONDS = 0.1
-# Twice this and the pauses between are less than the 10 s in which a stopped engine has to be found.
-HEALTH_SECONDS = 3.0
+# Twice this, two pauses, and what counts as lately are less than the 10 s in which a stopped engine must be found.
+HEALTH_SECONDS = 2.5
 # Of the watchdog's limit, which ends the whole worker: writing the canary's token, then asking for a sign of life.
 CANARY_SHARE = 0.4
 SIGN_OF_LIFE_SHARE = 0.4

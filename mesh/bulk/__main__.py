@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -23,6 +24,10 @@ from mesh.clients import AsyncEmbeddingServiceClient
 from mesh.clients.embedding import EmbedOptions, InputType, Truncation
 from mesh.context import acceptable_traceparent
 from mesh.settings import SettingsError
+from mesh.tls.configured import client_tls
+
+if TYPE_CHECKING:  # cryptography is not loaded without TLS
+    from mesh.tls.client import ClientTls
 
 EXIT_STOPPED = 1
 EXIT_REFUSED = 2
@@ -37,10 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Embed a file. Returns the exit code: 1 when it stopped before the end, 2 when it refused to begin."""
     options = _parse(arguments)
     try:
-        job = _job(options)
+        job, tls = _job(options), client_tls()
         tracing.turn_on("bulk")
         with _quiet_hop(), ProgressBar() as progress, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            finished = runner.run(_embed(job, options.target, progress))
+            finished = runner.run(_embed(job, options.target, tls, progress))
     except (Refused, SettingsError) as refused:
         return _end(str(refused), EXIT_REFUSED)
     except BadLine as bad:
@@ -73,14 +78,14 @@ def _quiet_hop() -> Iterator[None]:
         logger.setLevel(level)
 
 
-async def _embed(job: EmbedJob, target: str, progress: ProgressBar) -> Finished:
+async def _embed(job: EmbedJob, target: str, tls: ClientTls | None, progress: ProgressBar) -> Finished:
     task = asyncio.current_task()
     if task is not None:
         # The runner turns Ctrl-C into a cancellation; an end that is asked for politely gets the same.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     # The one that a pipeline names in its environment, as OpenTelemetry has it for programs.
     above = acceptable_traceparent(os.environ.get("TRACEPARENT", ""))
-    async with AsyncEmbeddingServiceClient(target) as client:
+    async with AsyncEmbeddingServiceClient(target, tls=tls) as client:
         with tracing.task("bulk embed", parent=above):
             return await run(job, client, progress)
 

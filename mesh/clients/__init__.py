@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mesh.clients.gpu import AsyncGPUServiceClient, GPUServiceClient
     from mesh.clients.llm import AsyncLLMServiceClient, LLMServiceClient
     from mesh.clients.reranking import AsyncRerankingServiceClient, RerankingServiceClient
+    from mesh.tls.client import ClientTls
 
 __all__ = [
     "AsyncChunkingServiceClient",
@@ -28,6 +29,7 @@ __all__ = [
     "AsyncRerankingServiceClient",
     "ChunkingServiceClient",
     "CircuitBreaker",
+    "ClientTls",
     "DoclingChunker",
     "EmbeddingServiceClient",
     "GPUServiceClient",
@@ -53,6 +55,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "ClientTls":
+        return import_module("mesh.tls.client").ClientTls
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"mesh.clients.{_MODULES[name]}"), name)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from mesh.channel import Target
 from mesh.errors import InvalidRequest
 from mesh.hop import Hop, HopSettings
 from mesh.resilience import CircuitBreaker
 from mesh.transport import AioTransport, BlockingTransport, Transport, iterate, run_to_end
+
+if TYPE_CHECKING:  # cryptography is not loaded for a client without TLS
+    from mesh.tls.client import ClientTls
 
 T = TypeVar("T")
 
@@ -36,6 +39,7 @@ class AsyncClient:
         target: "host:port", several separated by commas, or "dns:///name:port".
         circuit_breaker: one of your own, for example to share or to tune it; otherwise made from ``hop``.
         hop: limits and times of the hop.
+        tls: certificates, by `mesh.clients.ClientTls`; left out, the connection is plaintext.
         name: of the hop in metrics and status, where one service is reached by several.
         transport: how to wait; leave it out.
     """
@@ -45,12 +49,13 @@ class AsyncClient:
     stub_class: ClassVar[Any]
     idempotent_methods: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but the target is optional, and given by name
         self,
         target: Target,
         *,
         circuit_breaker: CircuitBreaker | None = None,
         hop: HopSettings | None = None,
+        tls: ClientTls | None = None,
         name: str = "",
         transport: Transport | None = None,
     ) -> None:
@@ -61,6 +66,7 @@ class AsyncClient:
             transport=transport or AioTransport(),
             settings=hop,
             circuit_breaker=circuit_breaker,
+            tls=tls,
             idempotent_methods=self.idempotent_methods,
         )
         self._made_stub: Any = None
@@ -102,10 +108,15 @@ class SyncClient(Generic[AsyncClientT]):
     async_class: ClassVar[type[Any]]
 
     def __init__(
-        self, target: Target, *, circuit_breaker: CircuitBreaker | None = None, hop: HopSettings | None = None
+        self,
+        target: Target,
+        *,
+        circuit_breaker: CircuitBreaker | None = None,
+        hop: HopSettings | None = None,
+        tls: ClientTls | None = None,
     ) -> None:
         self._client: AsyncClientT = self.async_class(
-            target, circuit_breaker=circuit_breaker, hop=hop, transport=BlockingTransport()
+            target, circuit_breaker=circuit_breaker, hop=hop, tls=tls, transport=BlockingTransport()
         )
 
     @property

@@ -17,9 +17,10 @@ from mesh.errors import DeadlineExceeded, Internal, MeshError, Unavailable
 from mesh.serving.calls import ServicerContext
 from mesh.serving.health import Readiness
 from mesh.serving.journal import CallJournal, MethodSeries
-from mesh.serving.parsing import bounded, read
+from mesh.serving.parsing import Frames, bounded, read
 from mesh.serving.tracing import end_rpc, rpc_span
 from mesh.telemetry import fields, get_logger
+from mesh.tls.access import Access
 from mesh.wire import grpc_code, to_trailing_metadata
 
 log = get_logger(__name__)
@@ -30,8 +31,16 @@ Continuation = Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHand
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of the worker's own services. Health and reflection pass untouched, also while saturated."""
 
-    def __init__(self, readiness: Readiness, services: frozenset[str], default_deadline_seconds: float) -> None:
+    def __init__(
+        self,
+        readiness: Readiness,
+        services: frozenset[str],
+        default_deadline_seconds: float,
+        *,
+        access: Access | None = None,
+    ) -> None:
         self._readiness = readiness
+        self._access = access
         self._services = services
         self._default_deadline_seconds = default_deadline_seconds
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -55,12 +64,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or service not in self._services:
             return handler
         series = MethodSeries(service, method)
+        take: Any = Frames if handler.request_streaming else read
         if handler.response_streaming:
             behavior: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            wrapped: Any = self._streaming(behavior, series)
+            wrapped: Any = self._streaming(behavior, series, take)
         else:
             behavior = handler.stream_unary if handler.request_streaming else handler.unary_unary
-            wrapped = self._single(behavior, series)
+            wrapped = self._single(behavior, series, take)
         self._handlers[name] = found = _with_behavior(handler, wrapped)
         return found
 
@@ -75,17 +85,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if task is not None:
                 task.cancel()
 
-    def _single(self, behavior: Any, series: MethodSeries) -> Any:
+    def _single(self, behavior: Any, series: MethodSeries, take: Any) -> Any:
         async def serve(request: Any, context: ServicerContext) -> Any:
             async with self._around(series, context):
-                return await behavior(read(request), context)
+                return await behavior(take(request), context)
 
         return serve
 
-    def _streaming(self, behavior: Any, series: MethodSeries) -> Any:
+    def _streaming(self, behavior: Any, series: MethodSeries, take: Any) -> Any:
         async def serve(request: Any, context: ServicerContext) -> AsyncIterator[Any]:
             # Closed at once when the caller leaves between two replies, not when the generator is collected.
-            async with self._around(series, context), aclosing(behavior(read(request), context)) as replies:
+            async with self._around(series, context), aclosing(behavior(take(request), context)) as replies:
                 async for reply in replies:
                     yield reply
 
@@ -105,6 +115,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async with asyncio.timeout(
                 None if context.time_remaining() is not None else self._default_deadline_seconds
             ):
+                if self._access is not None:
+                    self._access.require(context, series.service, series.method)
                 self._admit(series.service, context)
                 yield
         except MeshError as error:
@@ -155,9 +167,9 @@ def _with_behavior(handler: grpc.RpcMethodHandler[Any, Any], behavior: Any) -> g
         (True, True): grpc.stream_stream_rpc_method_handler,
     }
     make = makers[handler.request_streaming, handler.response_streaming]
-    # The messages of a stream reach the servicer one by one, where nothing of ours looks at them before.
-    parse = handler.request_deserializer if handler.request_streaming else bounded(handler.request_deserializer)
     made: grpc.RpcMethodHandler[Any, Any] = make(
-        behavior, request_deserializer=parse, response_serializer=handler.response_serializer
+        behavior,
+        request_deserializer=bounded(handler.request_deserializer),
+        response_serializer=handler.response_serializer,
     )
     return made

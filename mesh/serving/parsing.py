@@ -1,11 +1,17 @@
-"""Requests that would keep the event loop busy by being parsed are known by their bytes, and left unread."""
+"""Requests that would keep the event loop busy by being parsed are known by their bytes, and left unread.
+
+What cannot be parsed becomes a typed error here: gRPC itself would answer UNKNOWN or INTERNAL, as if the worker were
+broken.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from typing import Any, Final, Self
 
-from mesh.errors import PayloadTooLarge
+from google.protobuf.message import DecodeError
+
+from mesh.errors import InvalidRequest, PayloadTooLarge
 
 MOST_FIELDS = 100_000
 """More than any request may have by any setting. Five million, the most that 16 MiB can hold, take the parser a fifth
@@ -18,15 +24,20 @@ _VARINT_BYTES = 10
 
 UNREAD: Final = object()
 """In place of a request that was not parsed."""
+MALFORMED: Final = object()
+"""In place of one that could not be."""
 
 
 def bounded(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
-    """``parse``, which answers UNREAD for messages of more than MOST_FIELDS fields."""
+    """``parse``, which answers UNREAD for messages of more than MOST_FIELDS fields, and MALFORMED for what is none."""
     if parse is None:
         return None
 
     def parse_unless_too_many(data: bytes) -> Any:
-        return UNREAD if has_more_fields(data, MOST_FIELDS) else parse(data)
+        try:
+            return UNREAD if has_more_fields(data, MOST_FIELDS) else parse(data)
+        except DecodeError:
+            return MALFORMED
 
     return parse_unless_too_many
 
@@ -36,13 +47,31 @@ def read(request: Any) -> Any:
 
     Raises:
         PayloadTooLarge: it was left unread.
+        InvalidRequest: it is no message of its type.
     """
+    if request is MALFORMED:
+        raise InvalidRequest(
+            "The request is not a message of this method's type; the .proto file says how it looks.", reason="MALFORMED"
+        )
     if request is UNREAD:
         raise PayloadTooLarge(
             f"The request has more than {MOST_FIELDS} items, which no limit allows. Send it in parts.",
             reason="TOO_MANY_INPUTS",
         )
     return request
+
+
+class Frames:
+    """The requests of a stream, each as `read` gives it."""
+
+    def __init__(self, frames: AsyncIterable[Any]) -> None:
+        self._frames: AsyncIterator[Any] = aiter(frames)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        return read(await anext(self._frames))
 
 
 def has_more_fields(data: bytes, limit: int) -> bool:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc.aio
 import uvloop
@@ -25,6 +25,10 @@ from mesh.serving.reflecting import offer_reflection
 from mesh.serving.watchdog import Watchdog, WatchdogLimits
 from mesh.settings import EXIT_SETTINGS, SettingsError, WorkerSettings
 from mesh.telemetry import configure_logging, fields, get_logger
+from mesh.tls.configured import server_tls
+
+if TYPE_CHECKING:  # cryptography is not loaded for a worker without TLS
+    from mesh.tls.server import ServerTls
 
 log = get_logger(__name__)
 
@@ -43,14 +47,25 @@ _HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
 class Worker:
-    """One gRPC server with its capabilities. ``start`` opens the port at once and loads models behind it."""
+    """One gRPC server with its capabilities. ``start`` opens the port at once and loads models behind it.
 
-    def __init__(self, settings: WorkerSettings, capabilities: Sequence[Capability]) -> None:
+    With ``tls`` every caller shows a certificate, and calls what its name may; without, the port is plaintext.
+    """
+
+    def __init__(
+        self, settings: WorkerSettings, capabilities: Sequence[Capability], *, tls: ServerTls | None = None
+    ) -> None:
         self._settings = settings
+        self._tls = tls
         self._capabilities = tuple(capabilities)
         services = [capability.service for capability in capabilities]
         self._readiness = Readiness(services)
-        self._interceptor = CallInterceptor(self._readiness, frozenset(services), settings.default_deadline_seconds)
+        self._interceptor = CallInterceptor(
+            self._readiness,
+            frozenset(services),
+            settings.default_deadline_seconds,
+            access=tls.access if tls is not None else None,
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._over = asyncio.Event()
         self._exit_code = EXIT_OK
@@ -67,18 +82,24 @@ class Worker:
         for capability in self._capabilities:
             capability.register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._readiness.servicer, self._server)
-        if self._settings.reflection:
+        if self._tls is None if self._settings.reflection is None else self._settings.reflection:
             offer_reflection(self._server, [*(each.service for each in self._capabilities), _HEALTH_SERVICE])
         address = f"{self._settings.host}:{self._settings.port}"
         try:
-            self.port = self._server.add_insecure_port(address)
+            if self._tls is not None:
+                self.port = self._tls.listen(self._server, address)
+            else:
+                self.port = self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise OSError(
                 f"Cannot listen on {address}: another process has the port, or the address is not ours."
             ) from error
         await self._readiness.announce()
         await self._server.start()
-        log.info("listening", extra=fields(address=f"{self._settings.host}:{self.port}"))
+        security = "mutual TLS" if self._tls is not None else "plaintext"
+        log.info("listening", extra=fields(address=f"{self._settings.host}:{self.port}", security=security))
+        if self._tls is not None:
+            self._spawn(self._tls.watch())
         for capability in self._capabilities:
             self._spawn(self._bring_up(capability))
 
@@ -181,8 +202,8 @@ async def _stopped(capability: Capability) -> None:
         log.exception("a capability did not stop", extra=fields(service=capability.service))
 
 
-async def _serve(settings: WorkerSettings, capabilities: Sequence[Capability]) -> int:
-    worker = Worker(settings, capabilities)
+async def _serve(settings: WorkerSettings, capabilities: Sequence[Capability], tls: ServerTls | None) -> int:
+    worker = Worker(settings, capabilities, tls=tls)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.end)
@@ -212,9 +233,10 @@ def run(process: str, settings_class: type[SettingsT], offer: Callable[[Settings
     """
     try:
         settings = settings_class.load()
+        configure_logging(process, settings.log_format)
+        tls = server_tls()
         tracing.turn_on(process)
     except SettingsError as error:
         print(f"{process}: {error}", file=sys.stderr)
         return EXIT_SETTINGS
-    configure_logging(process, settings.log_format)
-    return uvloop.run(_serve(settings, offer(settings)))
+    return uvloop.run(_serve(settings, offer(settings), tls))

@@ -27,6 +27,11 @@ class _TestSettings(WorkerSettings):
     drain_grace_seconds: float = 0.1
 
 
+def worker_settings(**settings: float | bool | None) -> WorkerSettings:
+    """Settings of a worker under test, whatever this process's environment says."""
+    return _TestSettings.load({}, **settings)
+
+
 @dataclass(frozen=True, slots=True)
 class RunningWorker:
     """A worker under test."""
@@ -44,7 +49,7 @@ async def serve(
     >>> async with serve([ScriptedEmbedding().capability()]) as running:  # doctest: +SKIP
     ...     client = AsyncEmbeddingServiceClient(running.target)
     """
-    worker = Worker(_TestSettings.load({}, port=port, **settings), capabilities)
+    worker = Worker(worker_settings(port=port, **settings), capabilities)
     await worker.start()
     try:
         yield RunningWorker(worker, f"127.0.0.1:{worker.port}")

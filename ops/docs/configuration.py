@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import sys
 import types
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ from gpu_services.settings import GpuServicesSettings
 from llm_service.settings import LlmSettings
 from mesh.hop import HopSettings
 from mesh.settings import MeshSettings
+from mesh.tls.settings import TlsSettings
 from ops.docs.local_variables import LIBRARY_VARIABLES, LOCAL_VARIABLES, Variable
 from ops.local.topology import WORKERS
 from reranking_service.settings import RerankingSettings
@@ -35,6 +37,7 @@ WORKER_MODELS: tuple[tuple[str, str, type[MeshSettings]], ...] = (
     ("Reranking worker", "python -m reranking_service", RerankingSettings),
     ("gpu-services worker: chunking and GPU status", "python -m gpu_services", GpuServicesSettings),
     ("LLM worker", "python -m llm_service", LlmSettings),
+    ("Certificates: gateway, every worker, programs", "See [certificates](certificates.md)", TlsSettings),
 )
 
 _INTRODUCTION = """\
@@ -154,7 +157,8 @@ def render() -> str:
     ]
     for title, command, model in WORKER_MODELS:
         prefix = str(model.model_config.get("env_prefix", ""))
-        parts.append(f"## {title}\n\n`{command}`, by variables that begin with `{prefix}`.\n")
+        about = f"`{command}`" if command.startswith("python") else command
+        parts.append(f"## {title}\n\n{about}, by variables that begin with `{prefix}`.\n")
         parts.append(_table(("Variable", "Type", "Default", "What it says"), _rows(settings_of(model, prefix=prefix))))
     hop = ((f"`{each.key}`", each.kind, each.default, each.description) for each in settings_of(HopSettings, prefix=""))
     parts += [_HOP, _table(("Field", "Type", "Default", "What it says"), hop)]
@@ -289,6 +293,8 @@ def _shown(value: Any) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, int | float):
         return f"`{_number(value)}`"
+    if isinstance(value, dict):
+        return f"`{json.dumps(value)}`"
     if isinstance(value, list | tuple):
         return f"`{', '.join(map(str, value))}`"
     return f"`{value}`"

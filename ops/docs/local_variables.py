@@ -28,6 +28,12 @@ LOCAL_VARIABLES = (
         "",
         "Package index to take torch from, for example https://download.pytorch.org/whl/cpu; also --torch-index-url.",
     ),
+    Variable(
+        "MESH_API_KEY",
+        "",
+        "A key with the role operator, for the start, health and benchmark scripts where the gateway asks for one; the "
+        "benchmark's needs the role inference too.",
+    ),
     Variable("MESH_CHAOS_FULL", "", "1 has scripts/chaos.sh hurt the mesh for as long as the promises speak of."),
     Variable("MESH_CHAOS_REPORT", "", "A file to which scripts/chaos.sh writes what it measured, as JSON."),
 )

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(options: argparse.Namespace, layout: Layout, console: Console) -> int:
     match options.command:
         case "start":
-            asked = StartOptions(options.mode, options.host, options.wait_seconds, options.torch_index_url)
+            asked = StartOptions(options.mode, options.host, options.wait_seconds, options.torch_index_url, options.tls)
             return start(asked, layout, console, with_absolute_models(os.environ, options.called_from))
         case "stop":
             return stop.stop(layout, console)
@@ -82,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
         "PyPI's torch for Linux is the CUDA build (also MESH_TORCH_INDEX_URL)",
     )
 
+    begin.add_argument(
+        "--tls",
+        action="store_true",
+        help="mutual TLS on every hop, with development certificates that are made and renewed in var/tls",
+    )
     begin.add_argument("--called-from", type=Path, default=Path.cwd(), help=argparse.SUPPRESS)
 
     commands.add_parser("stop", prog="stop_torch_isolation.sh", description="Stop the mesh.")

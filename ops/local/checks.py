@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ops.docker.engine import why_not as no_containers
+from ops.local.browser import without_browser
 from ops.local.console import Console, render_table
 from ops.local.environments import Installer, engine_environment, has_cuda, mesh_environments, test_environments
 from ops.local.failures import OperatorError
@@ -61,6 +62,7 @@ PARTS = (
     *ENGINES_APART,
     "integration",
     "chaos",
+    "browser",
     "containers",
 )
 
@@ -94,6 +96,7 @@ def all_checks(layout: Layout, stubs: Path) -> tuple[Check, ...]:
         *(_pytest(python, engine, f"tests/{engine}") for engine in ENGINES_APART),
         _pytest(python, "integration", "tests/integration"),
         _pytest(python, "chaos", "tests/chaos"),
+        _pytest(python, "browser", "tests/browser"),
         _pytest(python, "containers", "tests/containers"),
     )
 
@@ -116,9 +119,9 @@ def checks(parts: Sequence[str], layout: Layout, console: Console, *, keep_going
         # Compiled for minutes: only who names the part gets it; elsewhere its tests say that they skip.
         installer.ensure((engine_environment("llamacpp"),))
     why_not = without_vllm(parts, installer)
-    if why_not:
-        console.say(why_not)
-    if not parts or {*ENGINES_APART, "integration", "chaos"} & set(parts):
+    for reason in filter(None, (why_not, without_browser(parts, installer, layout, console, os.environ))):
+        console.say(reason)
+    if not parts or {*ENGINES_APART, "integration", "chaos", "browser"} & set(parts):
         prepare_models(layout, plan({}), console, os.environ)
     if (not parts or {"contract", "integration"} & set(parts)) and (without := unpack(layout)):
         console.say(f"The tests that run a real Prometheus are skipped: {without}")

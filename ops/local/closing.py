@@ -6,6 +6,7 @@ from ops.local.console import render_table
 from ops.local.layout import Layout
 from ops.local.topology import WORKERS, Topology
 from ops.local.waiting import Readiness
+from ops.tls.names import CLIENT
 
 _CHOICES = (
     ("EMBEDDING_MODEL", "a sentence-transformers model"),
@@ -32,6 +33,7 @@ def closing_words(readiness: Readiness, topology: Topology, layout: Layout) -> l
         "",
         "To choose other models, stop the mesh and start it with these variables (a path, or a name on the hub):",
         *(f"  {variable}=…  {what}" for variable, what in _CHOICES),
+        *_security(topology),
         f"Logs: {layout.logs}/<process>.log ({', '.join(topology.names)})",
         "",
         "Try:",
@@ -39,6 +41,12 @@ def closing_words(readiness: Readiness, topology: Topology, layout: Layout) -> l
         "",
         "Health: ./scripts/check_torch_isolation_health.sh    Stop: ./scripts/stop_torch_isolation.sh",
     ]
+
+
+def _security(topology: Topology) -> list[str]:
+    if topology.certificates is None:
+        return []
+    return [f"Mutual TLS on every hop, by development certificates in {topology.certificates.folder}"]
 
 
 def _commands(topology: Topology) -> list[str]:
@@ -53,6 +61,12 @@ def _commands(topology: Topology) -> list[str]:
         f"  curl -s {url}/v1/chat/completions {json} \\\n"
         '    -d \'{"messages": [{"role": "user", "content": "What is the Torch Isolation Mesh?"}], "temperature": 0}\'',
     ]
-    if embedding:
+    if embedding and (files := topology.certificates) is not None:
+        lines.append(
+            f"  grpcurl -cacert {files.ca} -cert {files.certificate(CLIENT)} -key {files.key(CLIENT)} \\\n"
+            "    -import-path protos -proto protos/embedding/v1/embedding.proto \\\n"
+            f"    {embedding.host}:{embedding.port} embedding.v1.EmbeddingService/Info"
+        )
+    elif embedding:
         lines.append(f"  grpcurl -plaintext {embedding.host}:{embedding.port} list")
     return [*lines, f"  Interactive documentation: {url}/docs"]

@@ -68,8 +68,9 @@ def mesh_environments(torch_index_url: str = "") -> tuple[Environment, ...]:
 
 
 def redis_environments(environ: Mapping[str, str]) -> tuple[Environment, ...]:
-    """What the gateway's environment needs beside, where its vectors are to be kept in a Redis."""
-    if environ.get("VECTOR_CACHE_TYPE", "").strip() != "redis":
+    """What the gateway's environment needs beside, where its vectors or its keys' counts are to be kept in a Redis."""
+    chosen = (environ.get(name, "").strip() for name in ("VECTOR_CACHE_TYPE", "GATEWAY_KEYS__LIMITS_IN"))
+    if "redis" not in chosen:
         return ()
     # The tests use the library always, so its version is pinned among theirs.
     return (Environment("gateway", "test", layer="redis", packages=("redis[hiredis]",)),)

@@ -44,7 +44,7 @@ def health(layout: Layout, console: Console, *, gateway: str | None, as_json: bo
 
 def render(url: str, state: MeshState, problems: Sequence[str]) -> list[str]:
     """The table, and below it each problem with what to do."""
-    gateway = "SERVING" if state.ready else "UNREACHABLE"
+    gateway = "SERVING" if state.ready else "KEY WANTED" if state.locked else "UNREACHABLE"
     rows = [("gateway", url, gateway, "-", _milliseconds(state.latency_ms), "-")]
     rows += [_row(hop) for hop in state.hops]
     return [*render_table(_HEADER, rows), *([""] if problems else []), *problems]
@@ -68,6 +68,8 @@ def find_problems(state: MeshState, *, logs: Path | None, in_containers: bool = 
         in_containers: it is, and Docker keeps them.
     """
     if not state.ready:
+        if state.locked:
+            return [f"gateway: {state.error}."]
         remedy = "Start the mesh: ./scripts/start_torch_isolation.sh" if logs else "Check the URL and the network."
         return [f"gateway: {state.error}. {remedy}"]
     if not state.hops:
@@ -84,6 +86,8 @@ def _problem(hop: HopState, logs: Path | None, *, in_containers: bool) -> str:
     reason = hop.reason.rstrip(".") or "no reason given"
     if hop.health == "SERVING":
         return f"{hop.name}: the circuit breaker is open although {endpoints} serves: calls failed; {where}."
+    if hop.misfit:
+        return f"{hop.name}: {reason}. New certificate files are taken without a restart; see docs/certificates.md."
     if hop.health == "UNREACHABLE":
         return f"{hop.name}: nothing answers at {endpoints} ({reason}). The supervisor restarts a worker; {where}."
     if hop.hopeless:

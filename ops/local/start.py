@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ops.docker import life as containers
 from ops.docker.engine import why_not
+from ops.local.certificates import ensure_certificates, files_of, refuse_others
 from ops.local.closing import closing_words
 from ops.local.console import Console, render_table
 from ops.local.environments import Installer, engine_environment, has_cuda, mesh_environments, redis_environments
@@ -17,7 +18,7 @@ from ops.local.models import prepare_models
 from ops.local.ports import refuse_taken
 from ops.local.processes import ignore_interrupts, marked
 from ops.local.record import Record, exclusive
-from ops.local.status import fetch
+from ops.local.status import KEY_VARIABLE, MeshState, fetch
 from ops.local.stop import bring_down
 from ops.local.supervisor import Supervisor, launch
 from ops.local.topology import Topology, plan
@@ -32,6 +33,7 @@ class StartOptions:
     host: str | None = None
     wait_seconds: float = 300.0
     torch_index_url: str = ""
+    tls: bool = False
 
 
 def start(options: StartOptions, layout: Layout, console: Console, environ: Mapping[str, str]) -> int:
@@ -40,7 +42,9 @@ def start(options: StartOptions, layout: Layout, console: Console, environ: Mapp
     A start that fails or is interrupted leaves no process behind. One whose gateway answers and of which at least one
     capability serves stays up: the rest is named with its reason, and the supervisor goes on trying.
     """
-    topology = plan(environ, host=options.host)
+    topology = plan(environ, host=options.host, certificates=files_of(layout) if options.tls else None)
+    if options.tls:
+        refuse_others(environ)
     with exclusive(layout, "start"):
         record = Record.read(layout.record)
         if record is not None and _is_running(record, layout):
@@ -58,6 +62,8 @@ def start(options: StartOptions, layout: Layout, console: Console, environ: Mapp
         ]
         wanted = (*mesh_environments(options.torch_index_url), *redis_environments(environ), *engines)
         Installer(layout, console, environ).ensure(wanted)
+        if options.tls:
+            ensure_certificates(layout, console, environ)
         prepare_models(layout, topology, console, environ)
         refuse_taken(topology.listeners)  # installing takes minutes, and ports do not wait
         return _run(options, topology, layout, console, environ)
@@ -70,11 +76,13 @@ def _run(
     record = Record(run_id=secrets.token_hex(16), mode="local", gateway_url=topology.gateway_url, ports=ports)
     try:
         record.write(layout.record)
-        supervisor = launch(topology, layout, run_id=record.run_id, environ=environ)
+        # The key is this command's own: no process that it starts needs to know it.
+        inherited = {name: value for name, value in environ.items() if name != KEY_VARIABLE}
+        supervisor = launch(topology, layout, run_id=record.run_id, environ=inherited)
         console.say("Starting " + ", ".join(topology.names))
         readiness = wait_ready(
             console,
-            state=lambda: fetch(topology.gateway_url, timeout=2.0),
+            state=lambda: _unlocked(fetch(topology.gateway_url, timeout=2.0)),
             processes=supervisor.processes,
             limit_seconds=options.wait_seconds,
         )
@@ -84,6 +92,13 @@ def _run(
             bring_down(layout, record)
         raise
     return _report_started(readiness, record, topology, layout, console)
+
+
+def _unlocked(state: MeshState) -> MeshState:
+    """The state, where the gateway tells it to us. Otherwise nobody here could say when the mesh has come up."""
+    if state.locked:
+        raise OperatorError(f"{state.error}.", hint=f"{KEY_VARIABLE}=mesh_… ./scripts/start_torch_isolation.sh")
+    return state
 
 
 def _report_started(readiness: Readiness, record: Record, topology: Topology, layout: Layout, console: Console) -> int:

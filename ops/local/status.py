@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import time
 import urllib.error
 import urllib.request
@@ -39,6 +40,7 @@ class HopState:
         health: SERVING, NOT_SERVING, UNREACHABLE or UNKNOWN.
         reason: why it does not serve; empty where it does.
         hopeless: it does not serve, and waiting will not change that: its model cannot be used, for example.
+        misfit: it cannot be reached because certificates do not fit.
         model: what it serves, with the engine; empty where it does not say.
         probe_ms: time that the gateway's last question to the worker took.
     """
@@ -50,6 +52,7 @@ class HopState:
     breaker: str = ""
     reason: str = ""
     hopeless: bool = False
+    misfit: bool = False
     model: str = ""
     probe_ms: float | None = None
 
@@ -62,6 +65,22 @@ class MeshState:
     hops: tuple[HopState, ...] = ()
     error: str = ""
     latency_ms: float | None = None
+    locked: bool = False
+    """Whether it answers, and wants another key or one at all."""
+
+
+KEY_VARIABLE = "MESH_API_KEY"
+
+
+def api_key() -> str:
+    """The key that these commands show to a gateway which asks for one; empty where none is set."""
+    return os.environ.get(KEY_VARIABLE, "").strip()
+
+
+_WANTS_A_KEY = (
+    f"asks for a key with the role operator. Make one with ./scripts/keys.sh add --tenant ops --role operator, and set "
+    f"{KEY_VARIABLE}"
+)
 
 
 def fetch(gateway_url: str, *, timeout: float) -> MeshState:
@@ -73,6 +92,8 @@ def fetch(gateway_url: str, *, timeout: float) -> MeshState:
         content = _get_json(f"{gateway_url.rstrip('/')}/status", timeout)
         hops = tuple(hop_state(hop) for hop in content["hops"])
     except urllib.error.HTTPError as error:
+        if error.code in {401, 403}:
+            return MeshState(ready=False, error=f"{gateway_url} {_WANTS_A_KEY}", locked=True)
         return MeshState(ready=False, error=f"{gateway_url} answers /status with {error.code} {error.reason}")
     except OSError as error:
         reason = getattr(error, "reason", error)
@@ -84,9 +105,19 @@ def fetch(gateway_url: str, *, timeout: float) -> MeshState:
 
 def _get_json(url: str, timeout: float) -> Any:
     # The address is the operator's own; a proxy meant for the internet is not for a mesh.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=timeout) as answer:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
+    request = urllib.request.Request(url)  # noqa: S310 - the operator's own address
+    if key := api_key():
+        request.add_header("Authorization", f"Bearer {key}")
+    with opener.open(request, timeout=timeout) as answer:
         return json.load(answer)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Goes nowhere else with the key. No gateway of this mesh redirects."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Never."""
 
 
 def hop_state(hop: Mapping[str, Any]) -> HopState:
@@ -103,6 +134,7 @@ def hop_state(hop: Mapping[str, Any]) -> HopState:
         breaker=str(hop["breaker"]["state"]),
         reason="" if serving else str(hop.get("reason") or ""),
         hopeless=health == "NOT_SERVING" and telling["reason_code"] not in _WILL_PASS,
+        misfit=health == "UNREACHABLE" and str(telling["reason_code"]).startswith("TLS_"),
         model=describe_service(hop.get("serves") or {}),
         probe_ms=hop.get("info_ms"),
     )

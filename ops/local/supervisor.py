@@ -112,6 +112,9 @@ def _literal(value: Path) -> str:
 
 def _quoted(value: str) -> str:
     """A value inside ``environment`` or ``command``, which supervisord splits as a shell would, after expansion."""
+    if '"' in value and "'" not in value:
+        # In ``environment`` it knows no escaped quote, but two kinds of quotes.
+        return "'" + value.replace("%", "%%") + "'"
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"{escaped}"'
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ops.local.failures import OperatorError
+from ops.tls.names import CERTIFICATE_OF, CertificateFiles
 
 LOOPBACK = "127.0.0.1"
 GATEWAY = "gateway"
@@ -91,6 +93,7 @@ class Topology:
     programs: tuple[Program, ...]
     listeners: tuple[Listener, ...]
     gateway_url: str
+    certificates: CertificateFiles | None = None
     elsewhere: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -99,7 +102,9 @@ class Topology:
         return tuple(program.name for program in self.programs)
 
 
-def plan(environ: Mapping[str, str], *, host: str | None = None) -> Topology:
+def plan(
+    environ: Mapping[str, str], *, host: str | None = None, certificates: CertificateFiles | None = None
+) -> Topology:
     """The mesh that ``environ`` describes.
 
     A worker whose ``*_SERVICE_URL`` is set is served elsewhere: the gateway is pointed there and nothing starts here.
@@ -107,6 +112,7 @@ def plan(environ: Mapping[str, str], *, host: str | None = None) -> Topology:
     Args:
         environ: the environment that the processes will inherit.
         host: the gateway's address; above ``GATEWAY_HOST``. Workers stay on loopback unless their ``*_HOST`` is set.
+        certificates: with which every process serves and calls; None leaves that to the environment.
 
     Raises:
         OperatorError: a port is not a number from 1 to 65535, or two listeners want the same one.
@@ -114,6 +120,7 @@ def plan(environ: Mapping[str, str], *, host: str | None = None) -> Topology:
     programs: list[Program] = []
     listeners: list[Listener] = []
     urls: dict[str, str] = {}
+    expected: dict[str, str] = {}
     elsewhere: dict[str, str] = {}
     for worker in WORKERS:
         if url := environ.get(worker.url_variable):
@@ -131,6 +138,9 @@ def plan(environ: Mapping[str, str], *, host: str | None = None) -> Topology:
             grpc.variable: str(grpc.port),
             metrics.variable: str(metrics.port),
         }
+        if certificates is not None:
+            variables.update(certificates.variables(CERTIFICATE_OF[worker.name]))
+            expected.update(dict.fromkeys(worker.hops, CERTIFICATE_OF[worker.name]))
         engine = _engine_of(environ) if worker.name == "llm" else ""
         programs.append(Program(worker.name, "workers", worker.module, variables, engine))
 
@@ -138,12 +148,17 @@ def plan(environ: Mapping[str, str], *, host: str | None = None) -> Topology:
     http = Listener(address, *_port(environ, "GATEWAY_PORT", 8000), GATEWAY)
     listeners.append(http)
     variables = {"GATEWAY_HOST": address, "GATEWAY_PORT": str(http.port), **urls}
+    if certificates is not None:
+        variables.update(certificates.variables(CERTIFICATE_OF[GATEWAY]))
+        # All workers listen on one host: its name alone would let any of them pass for any other.
+        variables["MESH_TLS_SERVER_NAMES"] = json.dumps(expected)
     programs.append(Program(GATEWAY, "gateway", "gateway", variables))
     _refuse_shared_ports(listeners)
     return Topology(
         programs=tuple(programs),
         listeners=tuple(listeners),
         gateway_url=f"http://{_authority(reachable(address), http.port)}",
+        certificates=certificates,
         elsewhere=elsewhere,
     )
 

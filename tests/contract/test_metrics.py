@@ -13,10 +13,13 @@ import pytest
 from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.metrics_core import Metric
 
+import gateway.keys.metrics
+import gateway.keys.shared_meter
 import gateway.vector_cache.metrics
 import gpu_services.chunking.metrics
 import inference.metrics
 import llm_service.metrics
+import mesh.tls.metrics
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
 from gpu_services.gpu.metrics import families
@@ -34,6 +37,7 @@ CLOSED_LABELS = {
     "cause": "mesh.resilience.breaker.Cause",
     "endpoint": "the configuration, and what its names resolve to",
     "error": "exception classes of the Redis library",
+    "file": "certificate and ca",
     "gpu": "the machine's devices",
     "hop": "the configuration",
     "kind": "prompt and completion",
@@ -42,7 +46,8 @@ CLOSED_LABELS = {
     "name": "the machine's devices",
     "operation": "get and put",
     "outcome": "the error table, ok and cancelled; the cache's four",
-    "reason": "the error table; a batcher's few",
+    "problem": "mesh.tls.problems.TlsProblem",
+    "reason": "the error table; a batcher's few; gateway.keys' eight",
     "route": "the templates of the gateway's routes",
     "service": "the protos",
     "status": "HTTP's",
@@ -59,7 +64,15 @@ A_GPU = Device(
     power_watts=1.0,
     power_limit_watts=2.0,
 )
-DEFINED_IN = (gateway.vector_cache.metrics, gpu_services.chunking.metrics, inference.metrics, llm_service.metrics)
+DEFINED_IN = (
+    gateway.keys.metrics,
+    gateway.keys.shared_meter,
+    gateway.vector_cache.metrics,
+    gpu_services.chunking.metrics,
+    inference.metrics,
+    llm_service.metrics,
+    mesh.tls.metrics,
+)
 
 
 def exported() -> dict[str, tuple[str, frozenset[str]]]:

@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.admission import ALWAYS
+
 
 async def test_every_route_is_documented_with_an_example(client: httpx.AsyncClient) -> None:
     """Each operation says what it does, and how its answer looks where it is JSON."""
@@ -19,6 +21,7 @@ async def test_every_route_is_documented_with_an_example(client: httpx.AsyncClie
     }
     assert {"POST /v1/embeddings", "POST /v1/chat/completions", "POST /v2/rerank", "POST /v1/rerank", "POST /embed",
             "POST /rerank", "POST /v1/chunk", "GET /v1/gpu", "GET /v1/gpu/stream", "GET /status", "GET /metrics",
+            "GET /status/stream",
             "GET /v1/models", "GET /v1/models/{id}", "GET /health/live", "GET /health/ready",
             "POST /v1/completions", "POST /v1/messages", "POST /v1/messages/count_tokens", "GET /info",
             "GET /health"} == set(operations)  # fmt: skip
@@ -51,15 +54,28 @@ async def test_every_example_works(client: httpx.AsyncClient) -> None:
     assert tried >= 10
 
 
-@pytest.mark.parametrize("path", ["/", "/docs"])
+@pytest.mark.parametrize("path", ["/", "/try", "/docs"])
 async def test_pages_load_nothing_from_elsewhere(client: httpx.AsyncClient, path: str) -> None:
     """They work without a network, and everything they name is there."""
     page = await client.get(path)
     assert page.status_code == 200
     assert "//" not in page.text.replace("<!doctype html>", "")
     assert "default-src 'none'" in page.headers["content-security-policy"]
-    for asset in re.findall(r'(?:src|href)="([^"]+)"', page.text):
-        assert (await client.get(asset)).status_code == 200, asset
+    for asset in re.findall(r'(?:src|href)="(/pages/[^"]+)"', page.text):
+        answer = await client.get(asset)
+        assert answer.status_code == 200, asset
+        for imported in re.findall(r'from "\./([^"]+)"', answer.text):
+            assert (await client.get(f"/pages/{imported}")).status_code == 200, imported
+
+
+async def test_what_the_status_page_needs_is_served_while_the_gateway_is_full(client: httpx.AsyncClient) -> None:
+    """An overload is when somebody looks."""
+    page = await client.get("/")
+    assets = set(re.findall(r'(?:src|href)="(/pages/[^"]+)"', page.text))
+    scripts = [(await client.get(asset)).text for asset in assets if asset.endswith(".js")]
+    assets |= {f"/pages/{name}" for text in scripts for name in re.findall(r'from "\./([^"]+)"', text)}
+    assert {"/", "/status/stream", *assets} <= ALWAYS
+    assert len(assets) >= 4
 
 
 async def test_only_pages_are_served_as_pages(client: httpx.AsyncClient) -> None:

@@ -73,3 +73,30 @@ def test_a_truncated_archive_is_damaged(tmp_path: Path, office_archive: Callable
     with pytest.raises(InvalidRequest) as refused:
         check_archive(_file(tmp_path, office_archive("docx")[:-30]), 2**30)
     assert refused.value.reason == "DOCUMENT_DAMAGED"
+
+
+@pytest.mark.parametrize("encoding", ["utf-32", "utf-32-le", "utf-32-be", "cp037", "utf-7", "nobody-knows-it"])
+def test_xml_in_an_encoding_that_hides_its_words_is_refused(
+    tmp_path: Path, office_archive: Callable[..., bytes], encoding: str
+) -> None:
+    """What cannot be searched cannot be trusted."""
+    declaration = f'<?xml version="1.0" encoding="{encoding}"?>'
+    written = declaration.encode("ascii" if encoding in ("utf-7", "nobody-knows-it") else encoding)
+    with pytest.raises(InvalidRequest) as refused:
+        check_archive(_file(tmp_path, office_archive("docx", part__bin=written + b"<a/>")), 2**30)
+    assert refused.value.reason == "DOCUMENT_DAMAGED"
+
+
+@pytest.mark.parametrize("encoding", ["UTF-8", "utf-16", "ISO-8859-1", "windows-1252", "us-ascii"])
+def test_xml_in_an_encoding_that_can_be_searched_passes(
+    tmp_path: Path, office_archive: Callable[..., bytes], encoding: str
+) -> None:
+    """Office files embed pictures and data of others."""
+    written = f'<?xml version="1.0" encoding="{encoding}"?><a/>'.encode(encoding)
+    assert check_archive(_file(tmp_path, office_archive("docx", part__svg=written)), 2**30) > 0
+
+
+def test_entities_are_found_in_parts_of_any_name(tmp_path: Path, office_archive: Callable[..., bytes]) -> None:
+    """A relationship may make any part the document."""
+    with pytest.raises(InvalidRequest):
+        check_archive(_file(tmp_path, office_archive("docx", picture__png=b'<!DOCTYPE a [<!ENTITY b "b">]>')), 2**30)

@@ -26,7 +26,7 @@ class QuietTransport(BlockingTransport):
         self.opened: list[tuple[str, dict[str, Any]]] = []
         self.closed: list[str] = []
 
-    def open(self, target: str, options: Sequence[Option]) -> Any:
+    def open(self, target: str, options: Sequence[Option], credentials: object = None) -> Any:
         """The target stands for its channel."""
         self.opened.append((target, dict(options)))
         return target

@@ -76,6 +76,7 @@ def test_redis_comes_only_where_it_is_chosen() -> None:
     """A second layer of the gateway's environment, whose version is pinned."""
     assert redis_environments({}) == redis_environments({"VECTOR_CACHE_TYPE": "memory"}) == ()
     (layer,) = redis_environments({"VECTOR_CACHE_TYPE": "redis"})
+    assert redis_environments({"GATEWAY_KEYS__LIMITS_IN": "redis"}) == (layer,)
     assert (layer.name, layer.layer) == ("gateway", "redis")
     pins = (CHECKOUT / "ops" / "constraints" / f"{layer.constraints}.txt").read_text().splitlines()
     assert {pin.partition("==")[0] for pin in pins} >= {"redis", "hiredis"}

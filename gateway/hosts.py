@@ -1,0 +1,92 @@
+"""Which names the gateway answers to, and which pages of others may ask it for something.
+
+A page on another site can point its own name at 127.0.0.1 and then read, with its visitor's browser, what listens
+there (DNS rebinding). What gives it away is the name, which the browser sends as the Host header.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from functools import lru_cache
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.exchange import Exchange
+from gateway.settings import GatewaySettings
+from mesh.errors import Forbidden, InvalidRequest
+
+_ASKS_ONLY = frozenset({"GET", "HEAD", "OPTIONS"})
+_CROSS_SITE = b"cross-site"
+
+
+class HostCheck:
+    """Refuses requests for another host, with two hosts, or from another site's page.
+
+    Args:
+        app: what is inside.
+        allowed: names that are answered to, ``*.example.com`` for all below one; None for every name. Addresses,
+            ``localhost`` and names without a dot are always answered to: nobody else can make them lead here.
+    """
+
+    def __init__(self, app: ASGIApp, *, allowed: Sequence[str] | None) -> None:
+        self._app = app
+        self._is_ours = lru_cache(maxsize=256)(lambda host: allowed is None or _is_ours(host, allowed))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "http":
+            self._check(scope)
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        headers = Exchange.at(scope).headers
+        # Not there in HTTP/1.0 alone, which no browser speaks.
+        host = headers.get(b"host", b"")
+        if host and not self._is_ours(host):
+            raise InvalidRequest(
+                "The request is for another host. If that name is right, add it to gateway.allowed_hosts.",
+                reason="HOST_NOT_ALLOWED",
+            )
+        if len(headers) != len(scope["headers"]) and sum(name == b"host" for name, _ in scope["headers"]) > 1:
+            raise InvalidRequest("The request names more than one host.", reason="HOST_REPEATED")
+        if headers.get(b"sec-fetch-site") == _CROSS_SITE and scope["method"] not in _ASKS_ONLY:
+            raise Forbidden("Pages of other sites cannot use this gateway.", reason="CROSS_SITE")
+
+
+def allowed_hosts(settings: GatewaySettings) -> Sequence[str] | None:
+    """The names that are answered to; None for every name.
+
+    On a loopback address every name that is not listed is somebody else's. Elsewhere nobody knows by which names a load
+    balancer or a cluster calls this gateway, so a list has to be written to be kept to.
+    """
+    listed = tuple(name.lower().removesuffix(".") for name in settings.allowed_hosts)
+    if "*" in listed or not (listed or _is_loopback(settings.host)):
+        return None
+    return (settings.host.lower(), *listed)
+
+
+def _is_ours(host: bytes, allowed: Sequence[str]) -> bool:
+    name = _without_port(host.decode("latin-1").lower()).removesuffix(".")
+    if "." not in name or name.endswith(".localhost") or _is_address(name):
+        return True
+    return any(name.endswith(each[1:]) if each.startswith("*.") else name == each for each in allowed)
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        address, _, rest = host[1:].partition("]")
+        return address if not rest or rest.startswith(":") else host
+    return host.partition(":")[0]
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)

@@ -1,0 +1,73 @@
+"""Who may call what: a certificate proves who calls, these rules say what for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mesh.errors import CallerRefused
+from mesh.telemetry import fields, get_logger
+
+log = get_logger(__name__)
+
+EVERYTHING = "*"
+
+
+def refuse_malformed(rules: Mapping[str, Iterable[str]]) -> None:
+    """Raise ValueError where a rule could never match: a service has dots, a method stands behind a slash."""
+    for name, allowed in rules.items():
+        if not name.strip():
+            raise ValueError("a rule names no certificate")
+        for each in allowed:
+            service, slash, method = each.partition("/")
+            if each != EVERYTHING and ("." not in service or service.startswith("/") or (slash and not method)):
+                raise ValueError(
+                    f"{name} may call {each!r}, which names nothing: write *, embedding.v1.EmbeddingService, or "
+                    "embedding.v1.EmbeddingService/Embed"
+                )
+
+
+class Access:
+    """The rules of one worker.
+
+    Args:
+        rules: from a name in the caller's certificate (a DNS name or URI among its subject alternative names) to what
+            it may call: ``*``, a service, or ``service/method``.
+    """
+
+    def __init__(self, rules: Mapping[str, Iterable[str]]) -> None:
+        refuse_malformed(rules)
+        self._rules = {name.lower(): frozenset(allowed) for name, allowed in rules.items()}
+
+    def allows(self, names: Iterable[str], service: str, method: str) -> bool:
+        """Whether one of ``names`` may call ``method`` of ``service``."""
+        wanted = {EVERYTHING, service, f"{service}/{method}"}
+        return any(not wanted.isdisjoint(self._rules.get(name.lower(), ())) for name in names)
+
+    def require(self, context: Any, service: str, method: str) -> None:
+        """Let a call pass, or raise.
+
+        Args:
+            context: of the call, as grpc.aio gives it to a handler.
+            service: full gRPC name.
+            method: its own name.
+
+        Raises:
+            CallerRefused: none of the names in the caller's certificate may call this.
+        """
+        names = names_in(context.auth_context())
+        if self.allows(names, service, method):
+            return
+        log.warning(
+            "a certificate may not call this", extra=fields(names=", ".join(names), method=f"{service}/{method}")
+        )
+        raise CallerRefused(
+            "A worker does not let its caller's certificate call this. MESH_TLS_ALLOW of that worker says who may.",
+            reason="CERTIFICATE_NOT_ALLOWED",
+        )
+
+
+def names_in(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
+    """The names in a caller's certificate. Its common name is none of them: nothing checks that."""
+    names = auth_context.get("x509_subject_alternative_name", ())
+    return tuple(name.decode(errors="replace") for name in names)

@@ -1,0 +1,92 @@
+"""A name in a certificate may call what its rule says, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from mesh.errors import CallerRefused
+from mesh.settings import SettingsError
+from mesh.tls.access import Access
+from mesh.tls.settings import TlsSettings
+
+EMBEDDING = "embedding.v1.EmbeddingService"
+RULES = {
+    "gateway": ["*"],
+    "bulk": [EMBEDDING],
+    "monitor": [f"{EMBEDDING}/Info", "llm.v1.LlmService/Info"],
+    "nobody": [],
+}
+
+
+class Caller:
+    """A call's context, as far as its certificate goes."""
+
+    def __init__(self, **auth: list[bytes]) -> None:
+        self._auth = auth
+
+    def auth_context(self) -> Mapping[str, list[bytes]]:
+        """What gRPC's core knows of the connection."""
+        return self._auth
+
+
+@pytest.mark.parametrize(
+    ("names", "method", "may"),
+    [
+        (["gateway"], "Embed", True),
+        (["GateWay"], "Embed", True),
+        (["localhost", "gateway"], "Embed", True),
+        (["bulk"], "Embed", True),
+        (["monitor"], "Embed", False),
+        (["monitor"], "Info", True),
+        (["nobody"], "Info", False),
+        (["localhost"], "Info", False),
+        (["gateway.evil.example"], "Info", False),
+        (["*"], "Info", False),
+        ([], "Info", False),
+    ],
+)
+def test_only_a_rule_for_a_name_lets_it_call(names: list[str], method: str, may: bool) -> None:
+    """Everything, a service, or a method; without a rule nothing."""
+    assert Access(RULES).allows(names, EMBEDDING, method) is may
+
+
+def test_a_rule_for_one_service_says_nothing_of_another() -> None:
+    """Also where one name begins like the other."""
+    access = Access(RULES)
+    assert not access.allows(["bulk"], "reranking.v1.RerankingService", "Rerank")
+    assert not access.allows(["bulk"], f"{EMBEDDING}Two", "Embed")
+
+
+def test_a_common_name_is_no_name() -> None:
+    """Nothing proves it, so nothing follows from it."""
+    access = Access(RULES)
+    access.require(Caller(x509_subject_alternative_name=[b"gateway"]), EMBEDDING, "Embed")
+    for caller in (Caller(x509_common_name=[b"gateway"]), Caller(), Caller(x509_subject_alternative_name=[b"\xff"])):
+        with pytest.raises(CallerRefused):
+            access.require(caller, EMBEDDING, "Embed")
+
+
+@pytest.mark.parametrize("rule", ["Embed", "", "/embedding.v1.EmbeddingService/Embed", f"{EMBEDDING}/", "**"])
+def test_a_rule_that_could_never_match_stops_the_start(rule: str) -> None:
+    """It would lock somebody out, or be thought to."""
+    with pytest.raises(ValueError, match="names nothing"):
+        Access({"gateway": [rule]})
+
+
+def test_settings_belong_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of three files, a misspelt name and a rule that names nothing stop the start, by the variable's name."""
+    assert not TlsSettings.load({}).is_on
+    monkeypatch.setenv("MESH_TLS_CA", "ca.pem")
+    with pytest.raises(SettingsError, match="belong together"):
+        TlsSettings.load()
+    monkeypatch.setenv("MESH_TLS_CERTIFICATE", "me.pem")
+    monkeypatch.setenv("MESH_TLS_KEY", "me.key")
+    assert TlsSettings.load().is_on
+    monkeypatch.setenv("MESH_TLS_ALLOW", '{"gateway": ["Embed"]}')
+    with pytest.raises(SettingsError, match="MESH_TLS_ALLOW"):
+        TlsSettings.load()
+    monkeypatch.delenv("MESH_TLS_ALLOW")
+    with pytest.raises(SettingsError, match="MESH_TLS_CERTIFICATE"):
+        TlsSettings.load({"MESH_TLS_CERTIFICAT": "x"})
