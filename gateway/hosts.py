@@ -54,6 +54,14 @@ class HostCheck:
             raise Forbidden("Pages of other sites cannot use this gateway.", reason="CROSS_SITE")
 
 
+def reached_at(settings: GatewaySettings) -> str:
+    """The address at which others reach the gateway.
+
+    A container's listens on all addresses of its own, and is published on one of its host's.
+    """
+    return settings.published_host or settings.host
+
+
 def allowed_hosts(settings: GatewaySettings) -> Sequence[str] | None:
     """The names that are answered to; None for every name.
 
@@ -61,9 +69,9 @@ def allowed_hosts(settings: GatewaySettings) -> Sequence[str] | None:
     balancer or a cluster calls this gateway, so a list has to be written to be kept to.
     """
     listed = tuple(name.lower().removesuffix(".") for name in settings.allowed_hosts)
-    if "*" in listed or not (listed or _is_loopback(settings.host)):
+    if "*" in listed or not (listed or _is_loopback(reached_at(settings))):
         return None
-    return (settings.host.lower(), *listed)
+    return (reached_at(settings).lower(), *listed)
 
 
 def _is_ours(host: bytes, allowed: Sequence[str]) -> bool:

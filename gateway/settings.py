@@ -226,6 +226,7 @@ class GatewaySettings(MeshSettings):
         description="Names that the gateway answers to, or *.example.com, beside addresses, localhost and names "
         "without a dot. Empty: no others on a loopback address, every name elsewhere. *: every name.",
     )
+    published_host: str = Field("", description="Where others reach a container's port, if not at host; decides as it.")
     port: int = Field(8000, ge=0, le=65535, description="HTTP port; 0 lets the system choose one.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people (text) or machines (json).")
     drain_notice_seconds: float = Field(

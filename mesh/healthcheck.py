@@ -7,8 +7,11 @@ tenth of a second.
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 ASK_SECONDS = 3.0
@@ -20,7 +23,7 @@ def ask_worker(target: str, seconds: float = ASK_SECONDS) -> str:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    with _channel(target) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
             reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=seconds)
@@ -30,6 +33,22 @@ def ask_worker(target: str, seconds: float = ASK_SECONDS) -> str:
     if reply.status == states.SERVING:
         return ""
     return f"{target} says {states.ServingStatus.Name(reply.status)}: a model is being loaded, or its log says why"
+
+
+def _channel(target: str) -> Any:
+    """To a worker that may have certificates: the probe runs beside it, and shows the worker's own."""
+    import grpc
+
+    options: list[tuple[str, Any]] = [("grpc.enable_http_proxy", 0)]
+    if not os.environ.get("MESH_TLS_CA"):
+        return grpc.insecure_channel(target, options=options)
+    from mesh.tls.certificates import TlsFiles, read
+
+    files = TlsFiles(*(Path(os.environ[f"MESH_TLS_{each}"]) for each in ("CA", "CERTIFICATE", "KEY")))
+    own = read(files, now=time.time())
+    # The worker is reached by loopback, which its certificate need not name.
+    options += [("grpc.ssl_target_name_override", own.names[0]), ("grpc.default_authority", own.names[0])]
+    return grpc.secure_channel(target, grpc.ssl_channel_credentials(own.ca, own.key, own.certificate), options=options)
 
 
 def ask_gateway(url: str, seconds: float = ASK_SECONDS) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from gateway.hosts import reached_at
 from gateway.keys.settings import KeysSettings
 from mesh.settings import SettingsError
 
@@ -54,7 +55,7 @@ def with_keys(settings: GatewaySettings) -> Keys | None:
         SettingsError: there are none and others than this machine reach the address; the file cannot be read or holds
             no key; Redis is asked for, and its library is not installed or cannot read the URL.
     """
-    if missing := settings.keys.missing_at(settings.host):
+    if missing := settings.keys.missing_at(reached_at(settings)):
         raise SettingsError(missing)
     if settings.keys.file is None:
         return None

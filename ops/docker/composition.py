@@ -14,6 +14,10 @@ from ops.local.topology import GATEWAY, MODEL_VARIABLES
 FOLDER = CHECKOUT / "ops" / "docker"
 BASE_FILE = FOLDER / "docker-compose.torch-isolation.yml"
 GPU_FILE = FOLDER / "docker-compose.gpu.yml"
+TLS_FILE = FOLDER / "docker-compose.tls.yml"
+CERTIFICATES = "MESH_CERTIFICATES"
+"""Names a folder with a folder for each service, which holds its certificate."""
+KEYS = "GATEWAY_KEYS__FILE"
 PROJECT = "torch-isolation-mesh"
 MODELS = "models"
 
@@ -47,7 +51,7 @@ SERVICES = (
 
 # Where a container listens, and where the others are, stands in the Compose file.
 _SET_THERE = re.compile(r"\w+_(HOST|PORT|METRICS_PORT|SERVICE_URL)|LLM_ENGINE_PYTHON|GATEWAY_CONFIG")
-_EVERYWHERE = r"OTEL_\w+|MESH_(TLS|TRACES?|LOG)_?\w*"
+_EVERYWHERE = r"OTEL_\w+|MESH_TLS_(ALLOW|CHECK_SECONDS|EXPIRY_WARNING_DAYS|SERVER_NAMES)"
 _OF_THE_HUB = r"HF_(?!HOME|HUB_CACHE)\w+|(?i:https?_proxy|no_proxy|all_proxy)"
 
 
@@ -65,6 +69,7 @@ def handed_on(environ: Mapping[str, str]) -> dict[str, dict[str, object]]:
         pattern = re.compile(settings)
         variables = [each for each in sorted(environ) if pattern.fullmatch(each) and not _SET_THERE.fullmatch(each)]
         folders = sorted({environ[each] for each in variables if each in MODEL_VARIABLES and _is_folder(environ[each])})
+        folders += [str(Path(environ[each]).parent) for each in variables if each == KEYS and _is_file(environ[each])]
         addition: dict[str, object] = {}
         if variables:
             addition["environment"] = dict.fromkeys(variables)
@@ -86,3 +91,7 @@ def write_additions(path: Path, environ: Mapping[str, str]) -> Path:
 
 def _is_folder(value: str) -> bool:
     return Path(value).is_absolute() and Path(value).is_dir()
+
+
+def _is_file(value: str) -> bool:
+    return Path(value).is_absolute() and Path(value).is_file()

@@ -8,7 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ops.docker.composition import BASE_FILE, GPU_FILE, MODELS, PROJECT, SERVICES, write_additions
+from ops.docker.composition import (
+    BASE_FILE,
+    CERTIFICATES,
+    GPU_FILE,
+    MODELS,
+    PROJECT,
+    SERVICES,
+    TLS_FILE,
+    write_additions,
+)
 from ops.docker.engine import Compose, Container, ask, containers, engine_version, runs_nvidia
 from ops.docker.images import DEFAULT_BASE, build, size_table, torch_index
 from ops.local.closing import closing_words
@@ -19,7 +28,7 @@ from ops.local.layout import Layout
 from ops.local.ports import refuse_taken
 from ops.local.processes import ignore_interrupts
 from ops.local.record import Record
-from ops.local.status import fetch
+from ops.local.status import fetch, unlocked
 from ops.local.supervisor import ProcessState
 from ops.local.topology import GATEWAY, Topology
 from ops.local.waiting import Readiness, describe, wait_ready
@@ -36,6 +45,7 @@ class Wishes:
 
     torch_index_url: str
     wait_seconds: float
+    tls: bool = False
 
 
 def start(asked: Wishes, topology: Topology, layout: Layout, console: Console, environ: Mapping[str, str]) -> int:
@@ -47,6 +57,7 @@ def start(asked: Wishes, topology: Topology, layout: Layout, console: Console, e
         OperatorError: no engine or Compose is there, a name or port is taken, an image cannot be built, or nothing
             usable came up.
     """
+    refuse_shared_certificates(environ, tls=asked.tls)
     cuda = has_cuda() and runs_nvidia()
     wishes = dict(environ)  # completed below, once it is sure that there is something to build with
     compose = Compose.found(compose_files(layout, wishes, cuda=cuda), wishes, layout.install_log)
@@ -69,7 +80,7 @@ def start(asked: Wishes, topology: Topology, layout: Layout, console: Console, e
         compose.run("containers", console, "up", "-d", "--no-deps", *here)
         readiness = wait_ready(
             console,
-            state=lambda: fetch(topology.gateway_url, timeout=2.0),
+            state=lambda: unlocked(fetch(topology.gateway_url, timeout=2.0)),
             processes=lambda: processes(here),
             limit_seconds=asked.wait_seconds,
         )
@@ -103,7 +114,20 @@ def _report(readiness: Readiness, topology: Topology, layout: Layout, console: C
 def compose_files(layout: Layout, environ: Mapping[str, str], *, cuda: bool) -> list[Path]:
     """The Compose files of a start, the one with what it hands on included."""
     additions = write_additions(layout.run / "docker-compose.additions.yml", environ)
-    return [BASE_FILE, *([GPU_FILE] if cuda else []), additions]
+    return [BASE_FILE, *([GPU_FILE] if cuda else []), *([TLS_FILE] if environ.get(CERTIFICATES) else []), additions]
+
+
+def refuse_shared_certificates(environ: Mapping[str, str], *, tls: bool) -> None:
+    """Raise OperatorError where certificates are asked for in the way of processes on one machine.
+
+    Left out without a word, the hops would be plaintext.
+    """
+    if tls or environ.get("MESH_TLS_CA"):
+        raise OperatorError(
+            "In containers each process gets its certificate from a folder of its own, below the one that "
+            f"{CERTIFICATES} names; --tls and MESH_TLS_CA are for local mode.",
+            hint="docs/containers.md says how to make them.",
+        )
 
 
 def processes(names: Sequence[str]) -> dict[str, ProcessState]:

@@ -18,7 +18,7 @@ from ops.local.models import prepare_models
 from ops.local.ports import refuse_taken
 from ops.local.processes import ignore_interrupts, marked
 from ops.local.record import Record, exclusive
-from ops.local.status import KEY_VARIABLE, MeshState, fetch
+from ops.local.status import KEY_VARIABLE, fetch, unlocked
 from ops.local.stop import bring_down
 from ops.local.supervisor import Supervisor, launch
 from ops.local.topology import Topology, plan
@@ -52,7 +52,7 @@ def start(options: StartOptions, layout: Layout, console: Console, environ: Mapp
         if record is not None:
             _clear_crashed(record, layout, console)
         if choose_mode(options.mode, console) == containers.MODE:
-            wished = containers.Wishes(options.torch_index_url, options.wait_seconds)
+            wished = containers.Wishes(options.torch_index_url, options.wait_seconds, options.tls)
             return containers.start(wished, topology, layout, console, environ)
         refuse_taken(topology.listeners)
         engines = [
@@ -82,7 +82,7 @@ def _run(
         console.say("Starting " + ", ".join(topology.names))
         readiness = wait_ready(
             console,
-            state=lambda: _unlocked(fetch(topology.gateway_url, timeout=2.0)),
+            state=lambda: unlocked(fetch(topology.gateway_url, timeout=2.0)),
             processes=supervisor.processes,
             limit_seconds=options.wait_seconds,
         )
@@ -92,13 +92,6 @@ def _run(
             bring_down(layout, record)
         raise
     return _report_started(readiness, record, topology, layout, console)
-
-
-def _unlocked(state: MeshState) -> MeshState:
-    """The state, where the gateway tells it to us. Otherwise nobody here could say when the mesh has come up."""
-    if state.locked:
-        raise OperatorError(f"{state.error}.", hint=f"{KEY_VARIABLE}=mesh_… ./scripts/start_torch_isolation.sh")
-    return state
 
 
 def _report_started(readiness: Readiness, record: Record, topology: Topology, layout: Layout, console: Console) -> int:

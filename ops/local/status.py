@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ops.local.failures import OperatorError
+
 _WILL_PASS = frozenset(
     {
         "",
@@ -154,3 +156,10 @@ def describe_service(serves: Mapping[str, Any]) -> str:
 def _describe_model(model: Mapping[str, Any]) -> str:
     how = " ".join(str(model[key]) for key in ("method", "engine", "precision") if model.get(key))
     return f"{model['name']} ({how})" if how else str(model["name"])
+
+
+def unlocked(state: MeshState) -> MeshState:
+    """The state, where the gateway tells it to us. Otherwise nobody here could say when the mesh has come up."""
+    if state.locked:
+        raise OperatorError(f"{state.error}.", hint=f"{KEY_VARIABLE}=mesh_… ./scripts/start_torch_isolation.sh")
+    return state

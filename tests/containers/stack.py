@@ -78,11 +78,11 @@ class Stack:
         """A Compose command as the migration guide writes it: on the one file, in this mesh's environment."""
         return _run([*compose_command(), "-f", str(BASE_FILE), *arguments], self, _COMPOSE_SECONDS)
 
-    def anew(self, name: str) -> None:
-        """Bring one container to what its environment says now, as the script started it otherwise."""
+    def anew(self, *names: str) -> None:
+        """Bring containers to what the environment says now, as the script started them otherwise."""
         files = compose_files(self.mesh.layout, self.mesh.environ, cuda=False)
         named = [part for file in files for part in ("-f", str(file))]
-        up = _run([*compose_command(), *named, "up", "-d", "--no-build", "--no-deps", name], self, _COMPOSE_SECONDS)
+        up = _run([*compose_command(), *named, "up", "-d", "--no-build", "--no-deps", *names], self, _COMPOSE_SECONDS)
         assert up.returncode == 0, up.stdout + up.stderr
 
     def forget(self) -> None:

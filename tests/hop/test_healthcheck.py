@@ -7,22 +7,30 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import grpc.aio
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from mesh.healthcheck import ask_gateway, ask_worker, main
+from mesh.tls.certificates import TlsFiles
+from ops.tls.testing import Office
 
 State = health_pb2.HealthCheckResponse
 
 
 @asynccontextmanager
-async def worker(state: int) -> AsyncIterator[str]:
-    """A server whose process as a whole is in that state."""
+async def worker(state: int, files: TlsFiles | None = None) -> AsyncIterator[str]:
+    """A server whose process as a whole is in that state; with ``files`` it wants and shows certificates."""
     server, servicer = grpc.aio.server(), health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    if files is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        pair = (files.key.read_bytes(), files.certificate.read_bytes())
+        credentials = grpc.ssl_server_credentials([pair], files.ca.read_bytes(), require_client_auth=True)
+        port = server.add_secure_port("127.0.0.1:0", credentials)
     await servicer.set("", state)
     await server.start()
     try:
@@ -96,3 +104,30 @@ async def test_nobody_there_is_unhealthy() -> None:
 def test_it_says_how_it_is_used() -> None:
     """Without a target there is nothing to ask."""
     assert main([]) == 2
+
+
+@pytest.fixture
+def certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Office, TlsFiles]:
+    """An authority, and a worker's certificate that does not name loopback, in the probe's environment."""
+    office = Office.open(tmp_path / "tls")
+    files = office.issue("embedding-services", also=())
+    for name, path in (("CA", files.ca), ("CERTIFICATE", files.certificate), ("KEY", files.key)):
+        monkeypatch.setenv(f"MESH_TLS_{name}", str(path))
+    return office, files
+
+
+async def test_behind_certificates_the_probe_shows_the_workers_own(certified: tuple[Office, TlsFiles]) -> None:
+    """Asked by loopback, which the certificate does not name, the worker is healthy all the same."""
+    _, files = certified
+    async with worker(State.SERVING, files) as target:
+        assert await asyncio.to_thread(ask_worker, target) == ""
+
+
+async def test_behind_certificates_an_impostor_is_not_healthy(
+    certified: tuple[Office, TlsFiles], tmp_path: Path
+) -> None:
+    """Behind certificates, what shows one of another authority is not the worker."""
+    assert certified
+    other = Office.open(tmp_path / "other").issue("embedding-services", also=())
+    async with worker(State.SERVING, other) as target:
+        assert "does not answer" in await asyncio.to_thread(ask_worker, target)

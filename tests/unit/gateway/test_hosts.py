@@ -144,3 +144,10 @@ async def test_a_request_without_a_host_is_served() -> None:
     request.say()
     await request.start(create_app(GatewaySettings(), peers=FakePeers().as_peers()))
     assert request.status == 200
+
+
+@pytest.mark.parametrize(("published", "status"), [("127.0.0.1", 421), ("", 200), ("0.0.0.0", 200)])
+async def test_a_container_decides_by_where_it_is_published(published: str, status: int) -> None:
+    """It listens on all addresses of its own; where only this machine reaches it, other names are somebody else's."""
+    client, _ = gateway(host="0.0.0.0", published_host=published)
+    assert (await client.get("/health/live", headers={"host": "attacker.example"})).status_code == status

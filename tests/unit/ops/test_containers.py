@@ -11,10 +11,21 @@ import pytest
 import yaml
 
 from ops.docker import images
-from ops.docker.composition import BASE_FILE, FOLDER, GPU_FILE, MODELS, SERVICES, handed_on, write_additions
+from ops.docker.composition import (
+    BASE_FILE,
+    FOLDER,
+    GPU_FILE,
+    MODELS,
+    SERVICES,
+    TLS_FILE,
+    handed_on,
+    write_additions,
+)
 from ops.docker.fill_models import take_compiled
+from ops.docker.life import refuse_shared_certificates
 from ops.docker.requirements import requirements
 from ops.local.console import Console
+from ops.local.failures import OperatorError
 from ops.local.layout import CHECKOUT
 from ops.local.start import choose_mode
 from ops.local.topology import WORKERS
@@ -135,6 +146,44 @@ def test_a_folder_with_a_model_is_mounted_where_it_is_named(tmp_path: Path) -> N
     assert additions["reranking-services"]["volumes"] == [f"{tmp_path}:{tmp_path}:ro"]
     assert additions[MODELS]["volumes"] == [f"{tmp_path}:{tmp_path}:ro"]
     assert "volumes" not in additions["llm-services"]
+
+
+def test_the_folder_of_the_keys_is_mounted_for_the_gateway_alone(tmp_path: Path) -> None:
+    """The gateway follows the file, so its folder is mounted: a file that is replaced would not be seen."""
+    (tmp_path / "keys.json").write_text("{}")
+    additions = handed_on({"GATEWAY_KEYS__FILE": str(tmp_path / "keys.json")})
+    assert additions == {
+        "gateway": {"environment": {"GATEWAY_KEYS__FILE": None}, "volumes": [f"{tmp_path}:{tmp_path}:ro"]}
+    }
+
+
+def test_each_container_sees_its_own_certificate_alone() -> None:
+    """No process can take another's name: it is handed the folder that is called as it is."""
+    services = yaml.safe_load(TLS_FILE.read_text())["services"]
+    assert sorted(services) == sorted(NAMES)
+    for name, service in services.items():
+        (volume,) = service["volumes"]
+        assert volume.endswith(f"/{name}:/tls:ro")
+        assert set(service["environment"]) == {"MESH_TLS_CA", "MESH_TLS_CERTIFICATE", "MESH_TLS_KEY"}
+
+
+@pytest.mark.parametrize(("environ", "tls"), [({"MESH_TLS_CA": "ca.pem"}, False), ({}, True)])
+def test_certificates_of_local_mode_are_not_left_out_without_a_word(environ: dict[str, str], tls: bool) -> None:
+    """Who asks for TLS never gets a plaintext mesh."""
+    with pytest.raises(OperatorError, match="MESH_CERTIFICATES"):
+        refuse_shared_certificates(environ, tls=tls)
+
+
+def test_without_certificates_nothing_is_refused() -> None:
+    """Plaintext between containers of one host is what a start without further words gives."""
+    refuse_shared_certificates({}, tls=False)
+
+
+def test_the_gateway_is_told_where_it_is_published(composition: dict[str, Any]) -> None:
+    """What asks for keys beyond this machine decides by the address on which the port is published."""
+    gateway = composition["services"]["gateway"]
+    assert gateway["environment"]["GATEWAY_PUBLISHED_HOST"] == "${GATEWAY_HOST:-127.0.0.1}"
+    assert gateway["ports"] == ["${GATEWAY_HOST:-127.0.0.1}:${GATEWAY_PORT:-8000}:8000"]
 
 
 def test_without_settings_the_file_is_still_one_that_compose_takes(tmp_path: Path) -> None:
