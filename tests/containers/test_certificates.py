@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -44,7 +45,7 @@ def behind_tls(stack: Stack, tmp_path: Path) -> Iterator[Stack]:
 
 
 def test_every_hop_serves_behind_certificates_and_plaintext_is_refused(behind_tls: Stack) -> None:
-    """Each container is healthy by its own certificate, the gateway reaches all of them, and nobody without one does."""
+    """Each container is healthy by its own certificate, the gateway reaches all, and nobody without one does."""
     wait_for(lambda: all(map(is_healthy, NAMES)), "healthy behind certificates", seconds=180)
     with httpx.Client(base_url=behind_tls.url, trust_env=False, timeout=30) as http:
         wait_for(
@@ -54,7 +55,7 @@ def test_every_hop_serves_behind_certificates_and_plaintext_is_refused(behind_tl
     for service in SERVICES:
         if service.name in WORKERS:
             with grpc.insecure_channel(behind_tls.mesh.target(service.process)) as channel:
-                health = health_pb2_grpc.HealthStub(channel)
+                health: Any = health_pb2_grpc.HealthStub(channel)
                 with pytest.raises(grpc.RpcError) as refused:
                     health.Check(health_pb2.HealthCheckRequest(), timeout=5)
                 assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
