@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,6 +79,9 @@ class PlainRoute(Route):
         self.hop = hop
         # Exactly these: Starlette would add HEAD to every GET, which would begin streams that nobody reads.
         self.methods = set(methods)
+        # Starlette's "$" also stands before a line break at the end. Whoever decides by the path, as roles and limits
+        # do, would see another path than the one that is served.
+        self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"\Z")
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """As Starlette's; the metrics learn the path's template."""

@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
 from gateway.exchange import Exchange
+from gateway.json_items import require_few_items
 from mesh.errors import InvalidBody, InvalidRequest
 from mesh.settings import nearest
 
@@ -56,6 +57,7 @@ async def read_json(request: Request, model: type[Body]) -> Body:
     Raises:
         InvalidRequest: it is not declared as JSON, is empty, or is not JSON in UTF-8.
         InvalidBody: it is JSON that does not validate; ``param`` names the first field at fault.
+        PayloadTooLarge: it holds more items than are read at once.
     """
     media_type = Exchange.of(request).header(b"content-type").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
@@ -83,6 +85,7 @@ def parse_json(body: bytes, model: type[Body]) -> Body:
     """Like `read_json`, for bytes that are at hand."""
     if not body.strip():
         raise InvalidRequest("The body is empty; send a JSON object.", reason="INVALID_JSON")
+    require_few_items(body)
     try:
         return model.model_validate_json(body)
     except ValidationError as error:

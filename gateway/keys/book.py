@@ -168,11 +168,11 @@ def changing(path: Path) -> Iterator[list[KeyRecord]]:
     """The keys of a file, to be changed; written back whole when the block ends without an error.
 
     Who changes it at the same time waits. A file that is not there yet is made, readable by its owner alone. A crash
-    leaves the old file or the new one, never half of one.
+    leaves the old file or the new one, never half of one. Its owner, group and mode stay.
 
     Raises:
         KeyBookError: it is there and holds something else.
-        OSError: it cannot be written.
+        OSError: it cannot be written, or would have another owner.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The lock is a file of its own: the one with the keys is another one after each change.
@@ -184,13 +184,18 @@ def changing(path: Path) -> Iterator[list[KeyRecord]]:
 
 
 def _replace(path: Path, text: str) -> None:
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
+    before = path.stat() if path.exists() else None
     beside = path.with_name(path.name + ".new")
     beside.unlink(missing_ok=True)
     with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        os.fchmod(file.fileno(), mode)
+        if before is not None:
+            # A gateway that runs as another user could not read it any more, and would go on with revoked keys.
+            made = os.fstat(file.fileno())
+            if (made.st_uid, made.st_gid) != (before.st_uid, before.st_gid):
+                os.fchown(file.fileno(), before.st_uid, before.st_gid)
+            os.fchmod(file.fileno(), before.st_mode & 0o777)
         os.fsync(file.fileno())
     beside.replace(path)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from gateway.exchange import Exchange
 
 _BYTES_A_TOKEN = 4
-_FREE = frozenset({"/v1/messages/count_tokens", "/v1/chunk"})
-"""What answers how many tokens there would be, and what reads no text by a model: requests, but no tokens."""
+_FREE = frozenset({"/v1/messages/count_tokens", "/v1/chunk", "/v1/gpu/stream", "/status/stream"})
+"""What answers how many tokens there would be, and what reads no text by a model: requests, but no tokens. Streams that
+only their viewer's leaving ends would otherwise cost one for each of their pieces."""
 _NAMES = ("tokens", "prompt_tokens", "completion_tokens")
 
 

@@ -12,7 +12,9 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import httpcore
@@ -44,6 +46,7 @@ _DOCUMENTS = (
     "text/plain",
 )
 _MOST_ADDRESSES = 16
+_MOST_LOOKUPS = 32
 _HEADERS = (
     (b"User-Agent", f"torch-isolation-mesh/{VERSION}".encode()),
     (b"Accept", ", ".join(_DOCUMENTS).encode()),
@@ -67,7 +70,7 @@ class UrlSource:
     ) -> None:
         self._settings = settings
         self._networks = tuple(map(ipaddress.ip_network, settings.allowed_networks))
-        self._resolve = resolve or _resolved_by_the_system
+        self._resolve = resolve or _by_the_system(settings.max_fetches)
         self._tls = tls or ssl.create_default_context()
         self._fetching = 0
 
@@ -273,9 +276,16 @@ class _Pinned(httpcore.AsyncNetworkBackend):
         await self._system.sleep(seconds)
 
 
-async def _resolved_by_the_system(host: str, port: int) -> Sequence[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(address[0]) for *_, address in found]
+def _by_the_system(most: int) -> Resolve:
+    """Asks on threads of its own: a lookup cannot be given up, and slow ones would hold those that others wait for."""
+    threads = ThreadPoolExecutor(min(most, _MOST_LOOKUPS), thread_name_prefix="resolve")
+
+    async def resolved(host: str, port: int) -> Sequence[str]:
+        ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(threads, ask)
+        return [str(address[0]) for *_, address in found]
+
+    return resolved
 
 
 async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:

@@ -26,7 +26,8 @@ _DECLARATIONS = tuple(
 )
 # In every part: a relationship may make one of any name the document.
 _ENTITIES = _DECLARATIONS[3:]
-_DECLARED_ENCODING = re.compile(rb"""\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([^"']{0,40})""")
+_DECLARED_ENCODING = re.compile(rb"""encoding\s*=\s*["']([^"']{0,40})""")
+_LONGEST_DECLARATION = 1024
 # "<" in UTF-32, and "<?xm" in EBCDIC.
 _HIDING_BEGINNINGS = (
     b"<\x00\x00\x00", b"\x00\x00\x00<\x00\x00\x00", b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff", b"\x4c\x6f\xa7\x94",
@@ -90,12 +91,22 @@ def _hides_keywords(beginning: bytes) -> bool:
     if beginning.startswith(_HIDING_BEGINNINGS):
         return True
     # Of UTF-16, too, each second byte is ASCII.
-    declared = _DECLARED_ENCODING.match(beginning[:1024].lstrip(b"\xef\xbb\xbf\xff\xfe").replace(b"\x00", b""))
-    if declared is None or declared[1].lower().startswith(b"utf-16"):
+    start = beginning[: 2 * _LONGEST_DECLARATION].lstrip(b"\xef\xbb\xbf\xff\xfe").replace(b"\x00", b"").lstrip()
+    if not start.startswith(b"<?xml"):
+        return False
+    declaration, end, _ = start[:_LONGEST_DECLARATION].partition(b"?>")
+    if not end:
+        return True  # nobody writes it so long, but to put what it says out of sight
+    # One name too many may be there to be found in place of the one that counts.
+    return any(map(_hides_plain_words, _DECLARED_ENCODING.findall(declaration)))
+
+
+def _hides_plain_words(encoding: bytes) -> bool:
+    if encoding.lower().startswith(b"utf-16"):
         return False
     try:
         # What UTF-7 reads as "<" is seen by no search for it.
-        return _PLAIN_WORDS.decode(declared[1].decode("ascii")) != _PLAIN_WORDS.decode("ascii")
+        return _PLAIN_WORDS.decode(encoding.decode("ascii")) != _PLAIN_WORDS.decode("ascii")
     except (LookupError, UnicodeError):
         return True
 

@@ -101,9 +101,9 @@ def _outcome(converter: Converter, order: Order, emit: Emit) -> Event:
             )
         )
     except Exception as error:
-        print(f"a document failed: {without_words(error)}", file=sys.stderr)
         return Refused(
-            Internal("The document could not be processed because of a fault here; it is in the worker's log.")
+            Internal("The document could not be processed because of a fault here; it is in the worker's log."),
+            without_words(error),
         )
 
 

@@ -144,6 +144,8 @@ class Child:
                 event = await self._await_event(left)
                 left -= loop.time() - asked
                 if isinstance(event, Finished | Refused):
+                    if isinstance(event, Refused) and event.traceback:
+                        log.error("a document failed by a fault here", extra=fields(traceback=event.traceback))
                     self._working = isinstance(event, Refused) and event.error.reason not in _HARMLESS
                     yield event
                     return
@@ -157,7 +159,7 @@ class Child:
                 )
             )
         except _StuckError:
-            log.warning("a child process has stopped working", extra=fields(stderr=self._last_words()))
+            log.warning("a child process has stopped working on a document")
             yield Refused(
                 PayloadTooLarge(
                     "The process that opened the document stopped working on it and was ended; send it again, and "
@@ -227,19 +229,23 @@ class Child:
             self._stderr = (self._stderr + block)[-_KEPT_STDERR:]
 
     def _last_words(self) -> str:
+        """For the log, as long as it has seen no document: afterwards these may be a document's words."""
         return self._stderr.decode("utf-8", "replace")
 
     def _cause_of_death(self, order: Order) -> MeshError:
         """What killed it says what the document did. It is never the worker's failure: that would open breakers."""
         code = self._process.returncode
-        log.warning("a document ended its child process", extra=fields(exit_code=code, stderr=self._last_words()))
+        out_of_memory = any(words in self._stderr for words in _OUT_OF_MEMORY)
+        log.warning(
+            "a document ended its child process", extra=fields(exit_code=code, said_out_of_memory=out_of_memory)
+        )
         if code == -signal.SIGXCPU:
             return PayloadTooLarge(
                 f"The document takes more than the {order.limits.max_seconds:.0f} s of computing that one may; "
                 "split it and send the parts.",
                 reason="DOCUMENT_TIMEOUT",
             )
-        if code == -signal.SIGKILL or any(words in self._stderr for words in _OUT_OF_MEMORY):
+        if code == -signal.SIGKILL or out_of_memory:
             return PayloadTooLarge(
                 "The process that opened the document was ended by the system, most likely for its memory; "
                 "send a smaller part.",
@@ -250,7 +256,7 @@ class Child:
                 "The document breaks the library that reads it; save it again with another program and send that.",
                 reason="DOCUMENT_DAMAGED",
             )
-        return Internal("The process that opened the document ended by itself; the worker's log has its last words.")
+        return Internal("The process that opened the document ended by itself; the worker's log has its exit code.")
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:

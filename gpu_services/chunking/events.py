@@ -17,6 +17,9 @@ from mesh.errors import Internal, InvalidRequest, MeshError, PayloadTooLarge
 MAX_FRAME_BYTES = 32 * 1024 * 1024
 """Longest frame between worker and child. A chunk is bounded by its tokens and its characters, so this is slack."""
 
+MAX_TRACEBACK = 8192
+"""So many characters of one are told, the last."""
+
 MAX_WINDOWS = 32
 """So many of a document's windows are told one by one; all of them are in its sums."""
 
@@ -64,9 +67,13 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The document cannot be done; ``error`` is what its owner is told."""
+    """The document cannot be done; ``error`` is what its owner is told.
+
+    ``traceback`` is for the log: where a fault of ours lies, by `mesh.tracebacks`, without a word of the document.
+    """
 
     error: MeshError
+    traceback: str = ""
 
 
 Event = Chunk | Progress | Finished | Ready | Refused
@@ -120,7 +127,8 @@ def encode_event(event: Event) -> bytes:
     if isinstance(event, Refused):
         error = event.error
         code = error.code if error.code in _REFUSALS else Internal.code
-        return _json({"kind": "refused", "code": code, "reason": error.reason, "message": error.message})
+        values = {"code": code, "reason": error.reason, "message": error.message, "traceback": event.traceback}
+        return _json({"kind": "refused", **values})
     return _json({"kind": type(event).__name__.lower(), **asdict(event)})
 
 
@@ -172,7 +180,8 @@ def _ready(values: dict[str, Any]) -> Ready:
 
 
 def _refused(values: dict[str, Any]) -> Refused:
-    return Refused(_REFUSALS[values["code"]](str(values["message"]), reason=str(values["reason"])))
+    error = _REFUSALS[values["code"]](str(values["message"]), reason=str(values["reason"]))
+    return Refused(error, str(values["traceback"])[-MAX_TRACEBACK:])
 
 
 _EVENTS: dict[str, Callable[[dict[str, Any]], Event]] = {

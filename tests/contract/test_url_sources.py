@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import socket
 import ssl
 import subprocess
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -402,6 +404,26 @@ async def test_certificates_are_checked_against_the_name(certificate: tuple[Path
         assert await reason_of(strangers, f"https://docs.example:{site.port}/notes.md") == "URL_UNREACHABLE"
         site.answers["/down"] = leading_to("http://docs.example/notes.md")
         assert await reason_of(source, f"https://docs.example:{site.port}/down") == "URL_NOT_ALLOWED"
+
+
+async def test_a_slow_name_server_holds_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many names it is asked for: what the gateway does on threads, as following its keys, goes on."""
+    answered = threading.Event()
+
+    def slow(*_: object, **__: object) -> list[Any]:
+        answered.wait(30)
+        raise OSError("no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    source = UrlSource(settings_for(ports=[80], max_fetches=200))
+    asking = [asyncio.create_task(reason_of(source, f"http://name{n}.example/")) for n in range(100)]
+    try:
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(5):
+            assert await asyncio.to_thread(lambda: "on a thread") == "on a thread"
+    finally:
+        answered.set()
+    assert set(await asyncio.gather(*asking)) == {"URL_UNREACHABLE"}
 
 
 def test_settings_that_cannot_be_meant_are_refused() -> None:

@@ -87,6 +87,26 @@ def test_xml_in_an_encoding_that_hides_its_words_is_refused(
     assert refused.value.reason == "DOCUMENT_DAMAGED"
 
 
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        f'<?xml version="1.0"{" " * 300}encoding="UTF-7"?>',
+        f'<?xml version="1.0"{" " * 100_000}encoding="UTF-7"?>',
+        """<?xml version="encoding='utf-8'" encoding="UTF-7"?>""",
+        "<?xml version='1.0'\nencoding\t=\n'utf-7'?>",
+    ],
+    ids=["padded", "padded out of sight", "a decoy", "other spaces"],
+)
+def test_an_encoding_cannot_be_put_out_of_sight(
+    tmp_path: Path, office_archive: Callable[..., bytes], declaration: str
+) -> None:
+    """A parser reads a declaration to its end, however long it is."""
+    hidden = declaration.encode() + b"+ADwAIQ-DOCTYPE a [+ADwAIQ-ENTITY b 'b'+AD4-]+AD4-<a>+ACY-b;</a>"
+    with pytest.raises(InvalidRequest) as refused:
+        check_archive(_file(tmp_path, office_archive("docx", part__xml=hidden)), 2**30)
+    assert refused.value.reason == "DOCUMENT_DAMAGED"
+
+
 @pytest.mark.parametrize("encoding", ["UTF-8", "utf-16", "ISO-8859-1", "windows-1252", "us-ascii"])
 def test_xml_in_an_encoding_that_can_be_searched_passes(
     tmp_path: Path, office_archive: Callable[..., bytes], encoding: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,27 @@ def test_a_change_that_fails_changes_nothing(tmp_path: Path) -> None:
         records[:] = revoked(records, "abcdefghij", now=NOW + 1)
     assert read(path)[0].revoked == NOW + 1
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_a_gateway_that_runs_as_another_user_can_still_read_a_changed_file(tmp_path: Path) -> None:
+    """It stays its owner's and its group's: who could not read a revocation would go on taking the key."""
+    path = tmp_path / "keys.json"
+    with changing(path) as records:
+        records.append(record())
+    others = {*os.getgroups()} - {path.stat().st_gid}
+    if os.geteuid() == 0:
+        os.chown(path, 4711, 4712)
+    elif others:
+        os.chown(path, -1, others.pop())
+    else:
+        pytest.skip("a file can be given to another user by root, and to another group by who is in two")
+    path.chmod(0o640)
+    before = path.stat()
+    with changing(path) as records:
+        records.clear()
+    after = path.stat()
+    assert read(path) == ()
+    assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
 
 
 def test_revoking_twice_keeps_the_first_time_and_a_wrong_id_is_told() -> None:

@@ -192,6 +192,18 @@ async def test_who_leaves_in_the_middle_pays_for_what_was_written(
     assert meter.in_progress(next(iter(meter._accounts))) == 0
 
 
+async def test_watching_costs_no_tokens(book: KeyFile, peers: FakePeers, meter: Watched) -> None:
+    """However long a status page was open: it reads no text by a model."""
+    key = book.add(Role.OPERATOR, tokens_per_minute=10)
+    app = create_app(GatewaySettings.model_validate({"keys": {"file": book.path}}), peers=peers.as_peers())
+    request = RawRequest("GET", "/status/stream", bearer(key))
+    answering = request.start(app)
+    await request.until(b"event: status")
+    request.leave()
+    await answering
+    assert meter.used == [0]
+
+
 async def test_a_key_without_limits_is_not_counted(book: KeyFile, open_gateway: Open, meter: Watched) -> None:
     """Who may ask without end costs no counting."""
     key = book.add(max_body_bytes=4000)
