@@ -16,7 +16,8 @@ from gateway.settings import GatewaySettings
 from mesh.healthcheck import ask_worker
 from mesh.testing import ScriptedEmbedding
 from mesh.tls.problems import TlsProblem
-from ops.tls.testing import Office
+from ops.tls.issuing import make_certificate, write_pair
+from ops.tls.testing import GOOD, Office, life
 from tests.hop.tls_stand import SERVER, serve_tls
 
 EXIT_SETTINGS = 78
@@ -116,6 +117,19 @@ async def test_a_worker_is_asked_for_its_health_from_beside_it(tmp_path: Path, m
         for variable in ("MESH_TLS_CA", "MESH_TLS_CERTIFICATE", "MESH_TLS_KEY"):
             monkeypatch.delenv(variable)
         assert "UNAVAILABLE" in await why()
+
+
+async def test_a_uri_that_comes_first_is_not_taken_for_the_workers_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Authorities of services write who it is before where it is."""
+    office = Office.open(tmp_path)
+    told_of(monkeypatch, office, SERVER)
+    files = office.issue(SERVER)
+    pair = make_certificate(["spiffe://mesh/embedding", SERVER], office.authority, life(GOOD))
+    write_pair(pair, files.certificate, files.key)
+    async with serve_tls(files) as worker:
+        assert await asyncio.to_thread(ask_worker, f"127.0.0.1:{worker.port}") == ""
 
 
 async def test_without_certificates_nothing_about_them_is_loaded() -> None:
