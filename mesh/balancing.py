@@ -302,13 +302,15 @@ class Balancer:
         self._members[address] = self._member(place, address, self._opener.open(place, address))
         self._publish()
 
-    def _member(self, place: Place, address: str, connection: Connection) -> _Member:
+    def _member(
+        self, place: Place, address: str, connection: Connection, breaker: CircuitBreaker | None = None
+    ) -> _Member:
         endpoint = Endpoint(
             hop=self._hop,
             written=place.written,
             address=address,
             channel=connection.channel,
-            breaker=self._new_breaker(),
+            breaker=breaker or self._new_breaker(),
         )
         end_watch = self._transport.spawn(partial(self._probe.watch, endpoint), f"probe {address}")
         return _Member(endpoint, end_watch, place, connection.tls_version)
@@ -329,7 +331,8 @@ class Balancer:
                 await self._transport.close_channel(connection.channel)
                 member.renew_at = time.monotonic() + RENEW_AGAIN_SECONDS
                 continue
-            fresh = self._member(member.place, address, connection)
+            # It is the same worker, and no better for a new certificate.
+            fresh = self._member(member.place, address, connection, old.breaker)
             fresh.named_at = member.named_at
             if is_connected:
                 fresh.endpoint.heard(old.health, old.failure)

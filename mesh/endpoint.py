@@ -68,7 +68,8 @@ class Endpoint:
         written: as it was configured.
         address: as gRPC's core takes it.
         channel: its own connection, for calls and for the probe.
-        breaker: a circuit breaker of its own, which ejects it where there are others.
+        breaker: a circuit breaker of its own, which ejects it where there are others; one that comes from the
+            connection before this one knows already whether it does.
     """
 
     def __init__(self, *, hop: str, written: str, address: str, channel: Any, breaker: CircuitBreaker) -> None:
@@ -83,7 +84,7 @@ class Endpoint:
         self.failure: MeshError | None = None
         self.diagnosis: MeshError | None = None
         self._hop = hop
-        self._ejected = False
+        self._ejected = breaker.snapshot().state is not BreakerState.CLOSED
         self._served_until = -math.inf
         self._health = EndpointHealth(
             written, since=time.monotonic(), address=address.removeprefix("ipv4:").removeprefix("ipv6:")

@@ -40,7 +40,8 @@ def without_words(error: BaseException) -> str:
 def _one(error: BaseException) -> str:
     frames = "".join(traceback.format_tb(error.__traceback__))
     heading = "Traceback (most recent call last):\n" if frames else ""
-    inside = "".join(f"\n{without_words(each)}\n" for each in getattr(error, "exceptions", ()))
+    members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    inside = "".join(f"\n{without_words(each)}\n" for each in members)
     return f"{heading}{frames}{_kind(error)}\n{inside}"
 
 

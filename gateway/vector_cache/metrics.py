@@ -10,6 +10,9 @@ VECTOR_CACHE_INPUTS = Counter(
     "miss (computed), bypassed (computed because the worker does not say which model serves).",
     ["outcome"],
 )
+for _outcome in ("hit", "shared", "miss", "bypassed"):
+    # From the start: of a cache that never hits, the share of hits is 0 and not unknown.
+    VECTOR_CACHE_INPUTS.labels(_outcome)
 VECTOR_CACHE_BYTES = Gauge("mesh_vector_cache_bytes", "Memory that kept vectors take; of a Redis, ask the Redis.")
 VECTOR_CACHE_ENTRIES = Gauge("mesh_vector_cache_entries", "Vectors kept in memory.")
 VECTOR_CACHE_EVICTIONS = Counter("mesh_vector_cache_evictions_total", "Vectors that left memory to make room.")

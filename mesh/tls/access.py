@@ -11,6 +11,8 @@ from mesh.telemetry import fields, get_logger
 log = get_logger(__name__)
 
 EVERYTHING = "*"
+_NAMES = ("peer_dns", "peer_uri", "peer_ip")
+"""Not the addresses of mail, though they are subject alternative names too: an authority may give those to anybody."""
 
 
 def refuse_malformed(rules: Mapping[str, Iterable[str]]) -> None:
@@ -31,18 +33,18 @@ class Access:
     """The rules of one worker.
 
     Args:
-        rules: from a name in the caller's certificate (a DNS name or URI among its subject alternative names) to what
-            it may call: ``*``, a service, or ``service/method``.
+        rules: from a name in the caller's certificate (a DNS name, a URI or an address of a host among its subject
+            alternative names) to what it may call: ``*``, a service, or ``service/method``.
     """
 
     def __init__(self, rules: Mapping[str, Iterable[str]]) -> None:
         refuse_malformed(rules)
-        self._rules = {name.lower(): frozenset(allowed) for name, allowed in rules.items()}
+        self._rules = {_folded(name): frozenset(allowed) for name, allowed in rules.items()}
 
     def allows(self, names: Iterable[str], service: str, method: str) -> bool:
         """Whether one of ``names`` may call ``method`` of ``service``."""
         wanted = {EVERYTHING, service, f"{service}/{method}"}
-        return any(not wanted.isdisjoint(self._rules.get(name.lower(), ())) for name in names)
+        return any(not wanted.isdisjoint(self._rules.get(_folded(name), ())) for name in names)
 
     def require(self, context: Any, service: str, method: str) -> None:
         """Let a call pass, or raise.
@@ -69,5 +71,13 @@ class Access:
 
 def names_in(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
     """The names in a caller's certificate. Its common name is none of them: nothing checks that."""
-    names = auth_context.get("x509_subject_alternative_name", ())
-    return tuple(name.decode(errors="replace") for name in names)
+    return tuple(name.decode(errors="replace") for kind in _NAMES for name in auth_context.get(kind, ()))
+
+
+def _folded(name: str) -> str:
+    """As names are compared: hosts in any case, URIs as they are written.
+
+    >>> _folded("GateWay"), _folded("spiffe://mesh/Gateway")
+    ('gateway', 'spiffe://mesh/Gateway')
+    """
+    return name if "://" in name else name.lower()

@@ -7,12 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from mesh.tls.problems import CertificateProblem, Finding, TlsProblem
 
 DAY_SECONDS = 86_400.0
+MOST_BYTES = 4 * 1024 * 1024
+"""Of one file. All the authorities that browsers trust take a tenth of it; more is some other file, and reading that
+would hold the process up each time."""
+
+UNREADABLE = (
+    ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType,
+)  # fmt: skip
+"""What is raised for content that makes no sense, or that is of a kind which is not supported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +117,7 @@ def names_of(certificate: x509.Certificate) -> tuple[str, ...]:
     """The DNS names, addresses and URIs among a certificate's subject alternative names."""
     try:
         found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):  # none, or extensions that cannot be read
+    except (x509.ExtensionNotFound, *UNREADABLE):  # none, or extensions that cannot be read
         return ()
     kinds = (x509.DNSName, x509.IPAddress, x509.UniformResourceIdentifier)
     return tuple(str(name.value) for name in found if isinstance(name, kinds))
@@ -126,7 +134,8 @@ def day(unix_seconds: float) -> str:
 
 def _content(path: Path, setting: str) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         raise CertificateProblem(TlsProblem.FILE_MISSING, f"{setting} names {path}, which does not exist.") from None
     except OSError as error:
@@ -134,12 +143,17 @@ def _content(path: Path, setting: str) -> bytes:
             TlsProblem.FILE_UNREADABLE,
             f"{setting} names {path}, which this user cannot read: {error.strerror}.",
         ) from None
+    if len(content) > MOST_BYTES:
+        raise CertificateProblem(
+            TlsProblem.FILE_DAMAGED, f"{setting} names {path}, which is too large to be a PEM file of certificates."
+        )
+    return content
 
 
 def _certificates(content: bytes, path: Path, setting: str) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(content)
-    except ValueError:
+    except UNREADABLE:
         raise CertificateProblem(
             TlsProblem.FILE_DAMAGED, f"{setting} names {path}, which holds no whole PEM certificate."
         ) from None
@@ -158,8 +172,14 @@ def _require_fit(own: x509.Certificate, key: bytes, files: TlsFiles) -> None:
         raise CertificateProblem(
             TlsProblem.FILE_DAMAGED, f"MESH_TLS_KEY names {files.key}, which holds no whole PEM private key."
         ) from None
+    except UnsupportedAlgorithm:
+        raise _of_no_use(files.key, "MESH_TLS_KEY") from None
     form = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
-    if private.public_key().public_bytes(*form) != own.public_key().public_bytes(*form):
+    try:
+        fits = private.public_key().public_bytes(*form) == own.public_key().public_bytes(*form)
+    except (ValueError, UnsupportedAlgorithm):
+        raise _of_no_use(files.certificate, "MESH_TLS_CERTIFICATE") from None
+    if not fits:
         raise CertificateProblem(
             TlsProblem.KEY_MISMATCH,
             f"The key {files.key} does not fit the certificate {files.certificate}. Name the two that were made "
@@ -167,9 +187,16 @@ def _require_fit(own: x509.Certificate, key: bytes, files: TlsFiles) -> None:
         )
 
 
+def _of_no_use(path: Path, setting: str) -> CertificateProblem:
+    return CertificateProblem(
+        TlsProblem.FILE_DAMAGED,
+        f"{setting} names {path}, whose kind of key is not supported. Make one with P-256 or RSA.",
+    )
+
+
 def _signed(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True

@@ -81,7 +81,8 @@ def _handshake(address: str, shown: Shown) -> Finding | None:
     context.set_alpn_protocols(["h2"])
     context.load_verify_locations(cadata=shown.material.ca.decode("ascii", "replace"))
     try:
-        context.load_cert_chain(shown.certificate, shown.key)
+        # OpenSSL asks the terminal for a password that it is not given, and waits.
+        context.load_cert_chain(shown.certificate, shown.key, password="")
     except (OSError, ssl.SSLError):
         return None  # the files are being changed; the next look sees them whole
     with _connect(address) as connection:
@@ -168,12 +169,12 @@ def _describe_peer(address: str) -> str:
     """The peer's certificate in a few words, by a handshake that believes everything and sends nothing."""
     from cryptography import x509
 
-    from mesh.tls.certificates import day, names_of
+    from mesh.tls.certificates import UNREADABLE, day, names_of
 
     try:
         with _connect(address) as connection, _believing().wrap_socket(connection) as tls:
             found = x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
-    except (OSError, ValueError):
+    except (OSError, *UNREADABLE):
         return ""
     begins, ends = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
     return f" ({', '.join(names_of(found)) or 'no name'}; {day(begins)} to {day(ends)})"

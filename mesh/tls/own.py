@@ -23,5 +23,7 @@ def own_channel(target: str, options: Sequence[Option] = ()) -> grpc.Channel:
     tls = client_tls()
     if tls is None:
         return grpc.insecure_channel(target, options=list(options))
-    tls = tls.expecting(tls.identity.material.names[0])
+    names = tls.identity.material.names
+    # The name of a host or an address: URIs, which may stand before them, are none to a handshake.
+    tls = tls.expecting(next((name for name in names if "://" not in name), names[0]))
     return grpc.secure_channel(target, tls.credentials(), options=[*options, *tls.options()])

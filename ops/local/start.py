@@ -42,6 +42,12 @@ def start(options: StartOptions, layout: Layout, console: Console, environ: Mapp
     A start that fails or is interrupted leaves no process behind. One whose gateway answers and of which at least one
     capability serves stays up: the rest is named with its reason, and the supervisor goes on trying.
     """
+    if options.tls and options.mode == containers.MODE:
+        # Rather than plaintext, for somebody who asked for none.
+        raise OperatorError(
+            "--tls makes certificates for processes of this machine, and containers cannot read those.",
+            hint="Leave out --mode docker; or --tls, and mount certificates of your own: see docs/certificates.md.",
+        )
     topology = plan(environ, host=options.host, certificates=files_of(layout) if options.tls else None)
     if options.tls:
         refuse_others(environ)

@@ -71,7 +71,7 @@ def make_certificate(names: Sequence[str], authority: Pair, life: Life) -> Pair:
     """A certificate with which a process serves and calls.
 
     Args:
-        names: DNS names and IP addresses; the first is the process's own.
+        names: DNS names, IP addresses and URIs; the first is the process's own.
         authority: signs it.
         life: ends no later than the authority's.
     """
@@ -142,7 +142,7 @@ def _general_name(name: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
-        return x509.DNSName(name)
+        return x509.UniformResourceIdentifier(name) if "://" in name else x509.DNSName(name)
 
 
 def _usage(*, signs_certificates: bool) -> x509.KeyUsage:

@@ -7,19 +7,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import grpc
 import httpx
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
+from mesh.healthcheck import ask_worker
 from mesh.testing import ScriptedEmbedding
-from mesh.tls.own import own_channel
 from mesh.tls.problems import TlsProblem
-from ops.tls.testing import Office
+from ops.tls.issuing import make_certificate, write_pair
+from ops.tls.testing import GOOD, Office, life
 from tests.hop.tls_stand import SERVER, serve_tls
 
 EXIT_SETTINGS = 78
@@ -110,16 +108,28 @@ async def test_a_worker_is_asked_for_its_health_from_beside_it(tmp_path: Path, m
     told_of(monkeypatch, office, SERVER)
     async with serve_tls(office.issue(SERVER, also=[])) as worker:
 
-        def ask() -> int:
-            with own_channel(f"127.0.0.1:{worker.port}") as channel:
-                stub: Any = health_pb2_grpc.HealthStub(channel)
-                return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=5).status)
+        async def why() -> str:
+            return await asyncio.to_thread(ask_worker, f"127.0.0.1:{worker.port}")
 
-        assert await asyncio.to_thread(ask) == health_pb2.HealthCheckResponse.SERVING
+        assert await why() == ""
+        monkeypatch.setenv("MESH_TLS_KEY", str(tmp_path / "nowhere.key"))
+        assert "nowhere.key" in await why()
         for variable in ("MESH_TLS_CA", "MESH_TLS_CERTIFICATE", "MESH_TLS_KEY"):
             monkeypatch.delenv(variable)
-        with pytest.raises(grpc.RpcError):
-            await asyncio.to_thread(ask)
+        assert "UNAVAILABLE" in await why()
+
+
+async def test_a_uri_that_comes_first_is_not_taken_for_the_workers_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Authorities of services write who it is before where it is."""
+    office = Office.open(tmp_path)
+    told_of(monkeypatch, office, SERVER)
+    files = office.issue(SERVER)
+    pair = make_certificate(["spiffe://mesh/embedding", SERVER], office.authority, life(GOOD))
+    write_pair(pair, files.certificate, files.key)
+    async with serve_tls(files) as worker:
+        assert await asyncio.to_thread(ask_worker, f"127.0.0.1:{worker.port}") == ""
 
 
 async def test_without_certificates_nothing_about_them_is_loaded() -> None:

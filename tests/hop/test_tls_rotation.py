@@ -6,12 +6,14 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 
 from mesh.clients import AsyncEmbeddingServiceClient, EmbeddingServiceClient
+from mesh.errors import Unavailable
 from mesh.testing import ScriptedEmbedding
 from mesh.testing.server import until_serving
 from mesh.tls.problems import TlsProblem
@@ -118,6 +120,31 @@ async def test_a_stream_outlives_the_rotation_and_its_connection_ends_with_it(tm
         await answers.aclose()
         await asyncio.sleep(1.5)
         assert client.hop._balancer._leaving == []  # type: ignore[union-attr]
+
+
+async def test_an_endpoint_that_is_ejected_stays_so_until_its_calls_are_answered(tmp_path: Path) -> None:
+    """Its worker is no better for a new certificate; and the time series ends up where the endpoint does."""
+    office = Office.open(tmp_path)
+    async with (
+        serve_tls(office.issue(SERVER)) as worker,
+        client_to(worker.port, client_tls(office.issue("gateway"))) as client,
+    ):
+        await until_serving(client.hop)
+        endpoint = client.hop._balancer.endpoints[0]  # type: ignore[union-attr]
+        for _ in range(client.hop.settings.failure_threshold):
+            with suppress(Unavailable), endpoint.breaker.guard():
+                raise Unavailable("as its calls were answered")
+        labels = {"hop": "embedding", "endpoint": f"127.0.0.1:{worker.port}"}
+        before = connections(client)
+        rotate(office, "gateway")
+        async with asyncio.timeout(10):
+            while connections(client) == before:
+                await asyncio.sleep(0.02)
+        assert client.hop.status().endpoints[0].ejected
+        assert REGISTRY.get_sample_value("mesh_endpoint_ejected", labels) == 1
+        await client.embed(["a"])
+        assert not client.hop.status().endpoints[0].ejected
+        assert REGISTRY.get_sample_value("mesh_endpoint_ejected", labels) == 0
 
 
 async def test_a_new_certificate_that_the_worker_refuses_costs_nothing(tmp_path: Path) -> None:

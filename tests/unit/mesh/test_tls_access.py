@@ -62,10 +62,25 @@ def test_a_rule_for_one_service_says_nothing_of_another() -> None:
 def test_a_common_name_is_no_name() -> None:
     """Nothing proves it, so nothing follows from it."""
     access = Access(RULES)
-    access.require(Caller(x509_subject_alternative_name=[b"gateway"]), EMBEDDING, "Embed")
-    for caller in (Caller(x509_common_name=[b"gateway"]), Caller(), Caller(x509_subject_alternative_name=[b"\xff"])):
+    access.require(Caller(peer_dns=[b"gateway"]), EMBEDDING, "Embed")
+    for caller in (Caller(x509_common_name=[b"gateway"]), Caller(), Caller(peer_dns=[b"\xff"])):
         with pytest.raises(CallerRefused):
             access.require(caller, EMBEDDING, "Embed")
+
+
+def test_an_address_of_mail_is_no_name() -> None:
+    """An authority that checks names of hosts may put any address of mail beside them."""
+    everything = {"x509_subject_alternative_name": [b"gateway", b"laptop"]}
+    with pytest.raises(CallerRefused):
+        Access(RULES).require(Caller(peer_email=[b"gateway"], peer_dns=[b"laptop"], **everything), EMBEDDING, "Embed")
+
+
+def test_hosts_are_compared_in_any_case_and_uris_as_they_are_written() -> None:
+    """Two URIs that differ in case are two callers."""
+    access = Access({"spiffe://mesh/Gateway": ["*"], "Host": ["*"]})
+    assert access.allows(["spiffe://mesh/Gateway"], EMBEDDING, "Embed")
+    assert not access.allows(["spiffe://mesh/gateway"], EMBEDDING, "Embed")
+    assert access.allows(["hOST"], EMBEDDING, "Embed")
 
 
 @pytest.mark.parametrize("rule", ["Embed", "", "/embedding.v1.EmbeddingService/Embed", f"{EMBEDDING}/", "**"])

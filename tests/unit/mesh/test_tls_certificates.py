@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from mesh.tls.certificates import TlsFiles, read
+from mesh.tls.certificates import MOST_BYTES, TlsFiles, read
 from mesh.tls.problems import CertificateProblem, TlsProblem
 from ops.tls.testing import FUTURE, PAST, Office
 
@@ -44,6 +45,39 @@ def half(which: str) -> Callable[[Office, TlsFiles], TlsFiles]:
         return files
 
     return spoil
+
+
+def of_rare_kind(which: str) -> Callable[[Office, TlsFiles], TlsFiles]:
+    """A file whose key is on a curve that OpenSSL and gRPC may know and cryptography does not: prime239v1."""
+    p256, prime239v1 = bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("2a8648ce3d030104")
+
+    def spoil(office: Office, files: TlsFiles) -> TlsFiles:
+        path: Path = getattr(files, which)
+        first, *lines, last = path.read_bytes().splitlines()
+        content = base64.b64decode(b"".join(lines))
+        assert p256 in content
+        path.write_bytes(b"\n".join((first, base64.b64encode(content.replace(p256, prime239v1)), last)))
+        return files
+
+    return spoil
+
+
+def oversized(which: str) -> Callable[[Office, TlsFiles], TlsFiles]:
+    """A good file with more behind it than anybody's certificates take."""
+
+    def spoil(office: Office, files: TlsFiles) -> TlsFiles:
+        with getattr(files, which).open("ab") as file:
+            file.truncate(MOST_BYTES + 1)
+        return files
+
+    return spoil
+
+
+def going_round(office: Office, files: TlsFiles) -> TlsFiles:
+    """A link to itself."""
+    files.ca.unlink()
+    files.ca.symlink_to(files.ca.name)
+    return files
 
 
 def missing(which: str) -> Callable[[Office, TlsFiles], TlsFiles]:
@@ -89,6 +123,11 @@ def ended_authority(office: Office, files: TlsFiles) -> TlsFiles:
         (half("certificate"), TlsProblem.FILE_DAMAGED),
         (half("key"), TlsProblem.FILE_DAMAGED),
         (lambda _, files: replace(files, key=files.certificate), TlsProblem.FILE_DAMAGED),
+        (of_rare_kind("certificate"), TlsProblem.FILE_DAMAGED),
+        (of_rare_kind("key"), TlsProblem.FILE_DAMAGED),
+        (oversized("ca"), TlsProblem.FILE_DAMAGED),
+        (oversized("key"), TlsProblem.FILE_DAMAGED),
+        (going_round, TlsProblem.FILE_UNREADABLE),
         (lambda _, files: replace(files, certificate=files.key), TlsProblem.FILE_DAMAGED),
         (locked_key, TlsProblem.KEY_ENCRYPTED),
         (other_key, TlsProblem.KEY_MISMATCH),
@@ -137,6 +176,16 @@ def test_an_authority_that_ended_beside_a_good_one_does_no_harm(tmp_path: Path) 
     ended = Office.open(tmp_path / "ended", days=(-9.0, -1.0))
     files = office.issue("me")
     office.ca.write_bytes(ended.ca.read_bytes() + office.ca.read_bytes())
+    assert read(files, now=time.time()).is_from_ca
+
+
+def test_an_authority_of_a_rare_kind_beside_a_good_one_does_no_harm(tmp_path: Path) -> None:
+    """Whether it signed the certificate cannot be said; the process starts all the same."""
+    office = Office.open(tmp_path)
+    files = office.issue("me")
+    good = office.ca.read_bytes()
+    of_rare_kind("ca")(office, files)
+    office.ca.write_bytes(office.ca.read_bytes() + b"\n" + good)
     assert read(files, now=time.time()).is_from_ca
 
 

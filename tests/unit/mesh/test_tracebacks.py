@@ -125,3 +125,14 @@ def test_what_asyncio_says_of_a_lost_task_has_no_words(
     said = capsys.readouterr().err
     assert "never retrieved" in said
     assert SECRET not in said
+
+
+class Told(Exception):
+    """Keeps what it was made of under a name that groups of exceptions have too."""
+
+    exceptions = (SECRET, 7)
+
+
+def test_what_is_called_exceptions_need_hold_none() -> None:
+    """A line that cannot be written would be replaced by logging's own traceback, words and all."""
+    assert without_words(Told(SECRET)) == f"{__name__}.Told"

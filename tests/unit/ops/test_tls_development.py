@@ -11,8 +11,11 @@ import pytest
 
 from mesh.tls.certificates import TlsFiles, read
 from ops.local.certificates import refuse_others
+from ops.local.console import Console
 from ops.local.failures import OperatorError
 from ops.local.health import find_problems
+from ops.local.layout import Layout
+from ops.local.start import StartOptions, start
 from ops.local.status import MeshState, hop_state
 from ops.local.topology import plan
 from ops.tls.__main__ import main
@@ -101,6 +104,13 @@ def test_certificates_of_ones_own_are_not_mixed_with_development_ones() -> None:
     with pytest.raises(OperatorError, match="MESH_TLS_CA"):
         refuse_others({"MESH_TLS_CA": "/etc/mesh/ca.pem"})
     refuse_others({"MESH_TLS_CHECK_SECONDS": "5"})
+
+
+def test_containers_do_not_start_in_plaintext_where_certificates_were_asked_for(tmp_path: Path) -> None:
+    """The development ones are for processes; a start that left them out would say that hops are safe."""
+    layout = Layout.from_environment({"MESH_HOME": str(tmp_path)})
+    with pytest.raises(OperatorError, match="for processes of this machine"):
+        start(StartOptions(mode="docker", tls=True), layout, Console(), {})
 
 
 def test_the_health_script_names_a_certificates_problem() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 
@@ -18,6 +19,7 @@ from gateway.vector_cache.building import make_store, with_vector_cache
 from gateway.vector_cache.embedder import CachedEmbedder
 from gateway.vector_cache.settings import VectorCacheSettings
 from mesh.settings import SettingsError
+from ops.local.layout import CHECKOUT
 
 SETTINGS = GatewaySettings.model_validate({"vector_cache": {"enabled": True}})
 OUTCOMES = ("hit", "miss", "shared", "bypassed")
@@ -105,3 +107,16 @@ def test_redis_that_is_not_installed_stops_the_start(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
     with pytest.raises(SettingsError, match=r"pip install .*redis"):
         make_store(VectorCacheSettings(enabled=True, type="redis"))
+
+
+def test_the_share_of_hits_is_known_before_the_first_hit() -> None:
+    """Every outcome is a series from the start: a cache that never hits is what the alert is for."""
+    code = (
+        "import gateway.vector_cache.metrics; from prometheus_client import generate_latest\n"
+        "print(generate_latest().decode())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True, timeout=30
+    )
+    for outcome in OUTCOMES:
+        assert f'mesh_vector_cache_inputs_total{{outcome="{outcome}"}} 0.0' in run.stdout
