@@ -221,6 +221,11 @@ class GatewaySettings(MeshSettings):
 
     config: Path | None = Field(None, description="The file to read; by default config/gateway.yaml where it exists.")
     host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback needs keys.")
+    published_at: str = Field(
+        "",
+        description="Address where others reach it, if that is not the one it listens on: the one that a container's "
+        "port is published on. Whether keys and names are asked for goes by it.",
+    )
     allowed_hosts: Names = Field(
         (),
         description="Names that the gateway answers to, or *.example.com, beside addresses, localhost and names "

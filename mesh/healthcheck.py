@@ -1,8 +1,9 @@
 """Whether one process serves, as a container's health probe asks: ``python -m mesh.healthcheck TARGET``.
 
 ``TARGET`` is a worker's ``host:port``, asked by ``grpc.health.v1`` for the process as a whole, or the gateway's
-``http://…/health/ready``. The exit code is 0 when it serves and 1 otherwise; a line says why. Needs no torch, and a
-tenth of a second.
+``http://…/health/ready``. A worker behind TLS is asked with the certificate that the probe's own variables name, which
+in a container are the worker's. The exit code is 0 when it serves and 1 otherwise; a line says why. Needs no torch, and
+a tenth of a second.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ def ask_worker(target: str, seconds: float = ASK_SECONDS) -> str:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    from mesh.settings import SettingsError
+    from mesh.tls.own import own_channel
+
+    try:
+        opened = own_channel(target, [("grpc.enable_http_proxy", 0)])
+    except SettingsError as error:
+        return f"{target} cannot be asked: {error}"
+    with opened as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
             reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=seconds)

@@ -54,7 +54,7 @@ def with_keys(settings: GatewaySettings) -> Keys | None:
         SettingsError: there are none and others than this machine reach the address; the file cannot be read or holds
             no key; Redis is asked for, and its library is not installed or cannot read the URL.
     """
-    if missing := settings.keys.missing_at(settings.host):
+    if missing := settings.keys.missing_at(settings.published_at or settings.host):
         raise SettingsError(missing)
     if settings.keys.file is None:
         return None

@@ -48,13 +48,16 @@ SERVICES = (
 # Where a container listens, and where the others are, stands in the Compose file.
 _SET_THERE = re.compile(r"\w+_(HOST|PORT|METRICS_PORT|SERVICE_URL)|LLM_ENGINE_PYTHON|GATEWAY_CONFIG")
 _EVERYWHERE = r"OTEL_\w+|MESH_(TLS|TRACES?|LOG)_?\w*"
+# Their folders are mounted, since such files are renewed by putting others in their place.
+_FILES = ("GATEWAY_KEYS__FILE", "MESH_TLS_CA", "MESH_TLS_CERTIFICATE", "MESH_TLS_KEY")
 _OF_THE_HUB = r"HF_(?!HOME|HUB_CACHE)\w+|(?i:https?_proxy|no_proxy|all_proxy)"
 
 
 def handed_on(environ: Mapping[str, str]) -> dict[str, dict[str, object]]:
-    """Per service, what Compose adds to it: variables by name alone, and folders of models, for reading.
+    """Per service, what Compose adds to it: variables by name alone, and folders, for reading.
 
-    The values stay in the environment: no file holds a secret.
+    The folders hold models, keys and certificates, and are mounted where they are here. The values stay in the
+    environment: no file holds a secret.
     """
     additions: dict[str, dict[str, object]] = {}
     filling = "|".join(service.settings for service in SERVICES if service.name != GATEWAY)
@@ -64,7 +67,9 @@ def handed_on(environ: Mapping[str, str]) -> dict[str, dict[str, object]]:
     ):
         pattern = re.compile(settings)
         variables = [each for each in sorted(environ) if pattern.fullmatch(each) and not _SET_THERE.fullmatch(each)]
-        folders = sorted({environ[each] for each in variables if each in MODEL_VARIABLES and _is_folder(environ[each])})
+        named = {environ[each] for each in variables if each in MODEL_VARIABLES}
+        named |= {str(Path(environ[each]).parent) for each in variables if each in _FILES}
+        folders = sorted(filter(_is_folder, named))
         addition: dict[str, object] = {}
         if variables:
             addition["environment"] = dict.fromkeys(variables)

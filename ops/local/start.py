@@ -52,6 +52,11 @@ def start(options: StartOptions, layout: Layout, console: Console, environ: Mapp
         if record is not None:
             _clear_crashed(record, layout, console)
         if choose_mode(options.mode, console) == containers.MODE:
+            if options.tls:
+                raise OperatorError(
+                    "--tls makes certificates for processes of this machine, and containers would start without them.",
+                    hint="Name your own by MESH_TLS_CA and its like: docs/containers.md, Keys and certificates.",
+                )
             wished = containers.Wishes(options.torch_index_url, options.wait_seconds)
             return containers.start(wished, topology, layout, console, environ)
         refuse_taken(topology.listeners)

@@ -7,12 +7,15 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import grpc.aio
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from mesh.healthcheck import ask_gateway, ask_worker, main
+from ops.tls.testing import Office
+from tests.hop.tls_stand import serve_tls
 
 State = health_pb2.HealthCheckResponse
 
@@ -66,6 +69,22 @@ async def test_a_worker_that_loads_or_drains_is_not() -> None:
         code, words = await _exit_code(target)
     assert code == 1
     assert "NOT_SERVING" in words
+
+
+async def test_a_worker_behind_tls_is_asked_with_its_own_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container the probe has the worker's variables. A probe without them, or with wrong ones, says so."""
+    files = Office.open(tmp_path).issue("embedding-services")
+    async with serve_tls(files) as worker_:
+        target = f"127.0.0.1:{worker_.port}"
+        plaintext = await asyncio.to_thread(ask_worker, target, 1.0)
+        for name, path in (("CA", files.ca), ("CERTIFICATE", files.certificate), ("KEY", files.key)):
+            monkeypatch.setenv(f"MESH_TLS_{name}", str(path))
+        assert await _exit_code(target) == (0, "serving\n")
+        monkeypatch.setenv("MESH_TLS_KEY", str(tmp_path / "nowhere.key"))
+        assert "nowhere.key" in await asyncio.to_thread(ask_worker, target)
+    assert "does not answer" in plaintext
 
 
 async def test_a_worker_that_is_silent_is_not_waited_for() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from ops.docker.composition import BASE_FILE, FOLDER, GPU_FILE, MODELS, SERVICES
 from ops.docker.fill_models import take_compiled
 from ops.docker.requirements import requirements
 from ops.local.console import Console
-from ops.local.layout import CHECKOUT
-from ops.local.start import choose_mode
+from ops.local.failures import OperatorError
+from ops.local.layout import CHECKOUT, Layout
+from ops.local.start import StartOptions, choose_mode, start
 from ops.local.topology import WORKERS
 
 _SHARED_UNTIL = "# -- shared up to here"
@@ -85,6 +87,16 @@ def test_only_this_machine_reaches_what_is_published(composition: dict[str, Any]
             assert port.startswith("${GATEWAY_HOST:-127.0.0.1}:" if name == "gateway" else "127.0.0.1:"), name
 
 
+def test_the_gateway_starts_without_keys_on_this_machine_alone(composition: dict[str, Any]) -> None:
+    """It is told where its port is published; nothing says for it that anyone may ask."""
+    gateway = composition["services"]["gateway"]
+    (port,) = gateway["ports"]
+    assert port == f"{gateway['environment']['GATEWAY_PUBLISHED_AT']}:${{GATEWAY_PORT:-8000}}:8000"
+    assert "GATEWAY_HOST=0.0.0.0" in _dockerfile("gateway")
+    for text in (BASE_FILE.read_text(), _dockerfile("gateway")):
+        assert not re.search(r"^\s*GATEWAY_KEYS__OPEN_TO_ANYONE", text, re.MULTILINE)
+
+
 def test_each_worker_has_the_same_port_on_this_machine_as_in_local_mode(composition: dict[str, Any]) -> None:
     """What is written about ports holds in both modes."""
     for worker in WORKERS:
@@ -137,6 +149,20 @@ def test_a_folder_with_a_model_is_mounted_where_it_is_named(tmp_path: Path) -> N
     assert "volumes" not in additions["llm-services"]
 
 
+def test_keys_and_certificates_are_mounted_with_their_folder(tmp_path: Path) -> None:
+    """They are renewed by other files in their place, which a mount of a file alone would never show."""
+    keys, tls = tmp_path / "keys", tmp_path / "tls"
+    keys.mkdir()
+    tls.mkdir()
+    names = {"MESH_TLS_CA": "ca.pem", "MESH_TLS_CERTIFICATE": "mesh.pem", "MESH_TLS_KEY": "mesh.key"}
+    certificates = {name: str(tls / file) for name, file in names.items()}
+    additions = handed_on({"GATEWAY_KEYS__FILE": str(keys / "keys.json"), **certificates})
+    assert additions["gateway"]["volumes"] == [f"{keys}:{keys}:ro", f"{tls}:{tls}:ro"]
+    assert additions["gateway"]["environment"] == dict.fromkeys(["GATEWAY_KEYS__FILE", *certificates])
+    assert additions["llm-services"]["volumes"] == [f"{tls}:{tls}:ro"]
+    assert MODELS not in additions
+
+
 def test_without_settings_the_file_is_still_one_that_compose_takes(tmp_path: Path) -> None:
     """Both versions refuse a file without services."""
     written = json.loads(write_additions(tmp_path / "run" / "additions.yml", {}).read_text())
@@ -158,7 +184,9 @@ def test_requirements_are_the_projects_own() -> None:
 def test_what_the_llm_worker_needs_alone_is_what_it_needs_beside_others() -> None:
     """In its own environment it gets the versions that it gets among the workers."""
     text = (CHECKOUT / "pyproject.toml").read_text()
-    assert set(requirements(text, ["llm"])) <= set(requirements(text, ["workers"]))
+    alone, among_others = (set(requirements(text, [extra])) for extra in ("llm", "workers"))
+    assert alone <= among_others
+    assert set(requirements(text, ["tls"])) <= alone, "it reads certificates as they do"
 
 
 def test_torch_comes_from_where_the_operator_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,6 +223,13 @@ def test_a_start_is_local_unless_it_is_told_otherwise() -> None:
     assert choose_mode(None, Console(words)) == "local"
     assert choose_mode("local", Console(io.StringIO())) == "local"
     assert choose_mode("docker", Console(io.StringIO())) == "docker"
+
+
+def test_containers_are_not_started_without_the_certificates_that_were_asked_for(tmp_path: Path) -> None:
+    """The development certificates are local mode's: --tls with containers is refused, not forgotten."""
+    layout = Layout.from_environment({"MESH_HOME": str(tmp_path)})
+    with pytest.raises(OperatorError, match="--tls"):
+        start(StartOptions(mode="docker", tls=True), layout, Console(io.StringIO()), {})
 
 
 def _dockerfile(name: str) -> str:
