@@ -22,7 +22,7 @@ from ops.local.record import Record
 from ops.local.status import fetch
 from ops.local.supervisor import ProcessState
 from ops.local.topology import GATEWAY, Topology
-from ops.local.waiting import Readiness, describe, wait_ready
+from ops.local.waiting import Readiness, describe, unlocked, wait_ready
 
 MODE = "docker"
 _STATES = {"created": "STARTING", "running": "RUNNING", "restarting": "BACKOFF", "paused": "RUNNING"}
@@ -69,7 +69,7 @@ def start(asked: Wishes, topology: Topology, layout: Layout, console: Console, e
         compose.run("containers", console, "up", "-d", "--no-deps", *here)
         readiness = wait_ready(
             console,
-            state=lambda: fetch(topology.gateway_url, timeout=2.0),
+            state=lambda: unlocked(fetch(topology.gateway_url, timeout=2.0)),
             processes=lambda: processes(here),
             limit_seconds=asked.wait_seconds,
         )

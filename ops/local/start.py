@@ -18,11 +18,11 @@ from ops.local.models import prepare_models
 from ops.local.ports import refuse_taken
 from ops.local.processes import ignore_interrupts, marked
 from ops.local.record import Record, exclusive
-from ops.local.status import KEY_VARIABLE, MeshState, fetch
+from ops.local.status import KEY_VARIABLE, fetch
 from ops.local.stop import bring_down
 from ops.local.supervisor import Supervisor, launch
 from ops.local.topology import Topology, plan
-from ops.local.waiting import Readiness, describe, wait_ready
+from ops.local.waiting import Readiness, describe, unlocked, wait_ready
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _run(
         console.say("Starting " + ", ".join(topology.names))
         readiness = wait_ready(
             console,
-            state=lambda: _unlocked(fetch(topology.gateway_url, timeout=2.0)),
+            state=lambda: unlocked(fetch(topology.gateway_url, timeout=2.0)),
             processes=supervisor.processes,
             limit_seconds=options.wait_seconds,
         )
@@ -97,13 +97,6 @@ def _run(
             bring_down(layout, record)
         raise
     return _report_started(readiness, record, topology, layout, console)
-
-
-def _unlocked(state: MeshState) -> MeshState:
-    """The state, where the gateway tells it to us. Otherwise nobody here could say when the mesh has come up."""
-    if state.locked:
-        raise OperatorError(f"{state.error}.", hint=f"{KEY_VARIABLE}=mesh_… ./scripts/start_torch_isolation.sh")
-    return state
 
 
 def _report_started(readiness: Readiness, record: Record, topology: Topology, layout: Layout, console: Console) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ops.local.console import Console, render_table
-from ops.local.status import HopState, MeshState
+from ops.local.failures import OperatorError
+from ops.local.status import KEY_VARIABLE, HopState, MeshState
 from ops.local.supervisor import ProcessState
 from ops.local.topology import GATEWAY, HOPS_OF
 
@@ -43,6 +44,17 @@ class Readiness:
         lost = {hop for name in wrong for hop in HOPS_OF.get(name, ())}
         settled = all(hop.serving or hop.hopeless or hop.name in lost for hop in self.hops)
         return self.gateway and bool(self.hops) and settled
+
+
+def unlocked(state: MeshState) -> MeshState:
+    """The state, where the gateway tells it to us. Otherwise nobody here could say when the mesh has come up.
+
+    Raises:
+        OperatorError: the gateway wants a key.
+    """
+    if state.locked:
+        raise OperatorError(f"{state.error}.", hint=f"{KEY_VARIABLE}=mesh_… ./scripts/start_torch_isolation.sh")
+    return state
 
 
 def wait_ready(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,19 @@ def test_a_change_that_fails_changes_nothing(tmp_path: Path) -> None:
         records[:] = revoked(records, "abcdefghij", now=NOW + 1)
     assert read(path)[0].revoked == NOW + 1
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
+def test_a_changed_file_belongs_to_whom_it_belonged(tmp_path: Path) -> None:
+    """A gateway that runs as another user still reads it: otherwise it would go on with the key that was revoked."""
+    path = tmp_path / "keys.json"
+    with changing(path) as records:
+        records.append(record())
+    os.chown(path, 10001, 10002)
+    with changing(path) as records:
+        records[:] = revoked(records, "abcdefghij", now=NOW)
+    after = path.stat()
+    assert (after.st_uid, after.st_gid, stat.S_IMODE(after.st_mode)) == (10001, 10002, 0o600)
 
 
 def test_revoking_twice_keeps_the_first_time_and_a_wrong_id_is_told() -> None:
