@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +232,52 @@ def test_containers_are_not_started_without_the_certificates_that_were_asked_for
     layout = Layout.from_environment({"MESH_HOME": str(tmp_path)})
     with pytest.raises(OperatorError, match="--tls"):
         start(StartOptions(mode="docker", tls=True), layout, Console(io.StringIO()), {})
+
+
+@pytest.mark.parametrize("name", [*NAMES, MODELS])
+def test_an_image_holds_all_that_its_programs_import(name: str) -> None:
+    """What a module that it runs reaches is copied, and let into the build; the way back is in none of them."""
+    text = _dockerfile(name)
+    copied = [Path(source) for source in re.findall(r"^COPY (\w+) \w+$", text, re.MULTILINE)]
+    lines = (CHECKOUT / ".dockerignore").read_text().splitlines()
+    let_in = [line.removeprefix("!") for line in lines if line.startswith("!")]
+    programs = re.findall(r'python(?: -m |", "-m", ")([\w.]+)', text.partition(" AS source")[2])
+    assert programs
+    for path in _reached([each for each in programs if each != "compileall"]):
+        assert any(path.is_relative_to(each) for each in copied), f"{path} is not copied"
+        assert any(path.match(each) or path.is_relative_to(each) for each in let_in), f"{path} is kept out"
+    assert Path("previous") not in copied
+    assert "previous" not in let_in
+
+
+def _reached(modules: list[str]) -> set[Path]:
+    """The project's own files that modules import, and what those import."""
+    found: set[Path] = set()
+    seen: set[str] = set()
+    while modules:
+        name = modules.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        here = Path(*name.split("."))
+        for path in (here.with_suffix(".py"), here / "__init__.py", here / "__main__.py"):
+            if (CHECKOUT / path).is_file():
+                found.add(path)
+                modules += _imported(path)
+        modules.append(name.rpartition(".")[0] or name)
+    return found
+
+
+@cache
+def _imported(path: Path) -> list[str]:
+    """Every name that a file imports, as a module: what is none is no file either."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse((CHECKOUT / path).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [each.name for each in node.names]
+    return names
 
 
 def _dockerfile(name: str) -> str:
