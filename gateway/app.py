@@ -190,9 +190,9 @@ def _mount(
     ChunkRoute(peers.chunker, catalogue, settings, url_source(settings.url_sources)).mount(api)
     OperationsRoutes(lifecycle, report).mount(api)
     feed = StatusFeed(Watched(report, peers, door.journal.recent, door.places, lifecycle))
-    WatchingRoute(feed, settings.streams).mount(api)
+    WatchingRoute(feed, settings.streams, door.guard).mount(api)
     ModelRoutes(catalogue, created=lifecycle.started_unix_seconds).mount(api)
-    GpuRoutes(peers.gpu, settings).mount(api)
+    GpuRoutes(peers.gpu, settings, door.guard).mount(api)
     PageRoutes().mount(app)
     return api.routes
 

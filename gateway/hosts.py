@@ -65,8 +65,8 @@ def reached_at(settings: GatewaySettings) -> str:
 def allowed_hosts(settings: GatewaySettings) -> Sequence[str] | None:
     """The names that are answered to; None for every name.
 
-    On a loopback address every name that is not listed is somebody else's. Elsewhere nobody knows by which names a load
-    balancer or a cluster calls this gateway, so a list has to be written to be kept to.
+    On a loopback address, or published on one, every name that is not listed is somebody else's. Elsewhere nobody knows
+    by which names a load balancer or a cluster calls this gateway, so a list has to be written to be kept to.
     """
     listed = tuple(name.lower().removesuffix(".") for name in settings.allowed_hosts)
     if "*" in listed or not (listed or _is_loopback(reached_at(settings))):

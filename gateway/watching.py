@@ -84,9 +84,10 @@ class StatusFeed:
                 yield producer.frame
         finally:
             self._viewers -= 1
-            if self._viewers == 0 and self._producer is producer:
+            if self._viewers == 0:
+                # Not always the one that this viewer began with: that may have broken, and been replaced.
+                self._producer.end()
                 self._producer = None
-                producer.end()
 
 
 class _Producer:

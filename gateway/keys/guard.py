@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import replace
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -13,7 +15,7 @@ from gateway.keys.metrics import KEYS_REFUSED
 from gateway.keys.records import KeyRecord, Role
 from gateway.keys.ring import KeyRing
 from mesh.context import current_call
-from mesh.errors import Forbidden, MeshError, PayloadTooLarge
+from mesh.errors import Forbidden, MeshError, PayloadTooLarge, Unauthenticated
 
 
 class Guard:
@@ -42,6 +44,22 @@ class Guard:
             return PayloadTooLarge(f"The body is larger than the {most:,} bytes that this key may send at once.")
         self._let_in(exchange, caller)
         return None
+
+    async def while_good(self, frames: AsyncGenerator[bytes, None], exchange: Exchange) -> AsyncGenerator[bytes, None]:
+        """A stream without an end, for as long as the key that let it in is good.
+
+        Raises:
+            Unauthenticated: in place of the first frame after the key was revoked or has expired.
+        """
+        async with aclosing(frames):
+            async for frame in frames:
+                if exchange.caller is not None and not self._ring.is_good(exchange.caller.id):
+                    KEYS_REFUSED.labels("invalid_api_key").inc()
+                    raise Unauthenticated(
+                        "The key of this stream was revoked or has expired. Ask for another one.",
+                        reason="INVALID_API_KEY",
+                    )
+                yield frame
 
     def _let_in(self, exchange: Exchange, caller: KeyRecord) -> None:
         exchange.caller = caller

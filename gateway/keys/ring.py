@@ -73,6 +73,11 @@ class KeyRing:
             raise _refused(f"This key expired at {as_time(record.expires)}. Ask for another one.")
         return record
 
+    def is_good(self, key_id: str) -> bool:
+        """Whether the key with this id would still be taken."""
+        record = self._records.get(key_id)
+        return record is not None and record.usable(self._clock())
+
     async def follow(self) -> None:
         """Follow the file, for ever. What cannot be read changes nothing: those keys are kept that were read last."""
         while True:

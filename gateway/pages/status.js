@@ -157,16 +157,20 @@ class HopRow {
 }
 
 // ── the gateway itself ──
-const gateway = { shape: new Shape("wait"), word: make("span", { class: "word" }) };
+const gateway = { shape: new Shape("wait"), word: make("span", { class: "word" }), why: make("p", { class: "why" }) };
 const drawGateway = () => {
   const figures = make("dl", { class: "figures" });
   for (const name of ["version", "up", "requests", "in progress"]) gateway[name] = figure(figures, name);
-  at("gateway").append(make("h3", {}, "gateway"), make("p", { class: "state" }, gateway.shape.element, gateway.word), figures);
+  at("gateway").append(make("h3", {}, "gateway"), make("p", { class: "state" }, gateway.shape.element, gateway.word), gateway.why, figures);
 };
 const updateGateway = (status) => {
   const draining = status.gateway.draining;
-  gateway.shape.show(draining ? "warn" : "good");
-  mark(at("gateway"), "data-state", draining ? "warn" : "good");
+  // Its own certificate and its file of keys; a worker's certificate is told where its endpoint is.
+  const problems = [status.gateway.certificate?.reason, status.keys?.file_problem].filter(Boolean).join(" ");
+  const state = draining || problems ? "warn" : "good";
+  gateway.shape.show(state);
+  mark(at("gateway"), "data-state", state);
+  say(gateway.why, problems);
   say(gateway.word, draining ? "draining" : "serving");
   say(gateway.version, status.gateway.version);
   say(gateway.up, age(status.gateway.uptime_seconds));
@@ -275,8 +279,11 @@ const show = (status) => {
 };
 const showPast = (past) => {
   for (const [name, points] of Object.entries(past.hops)) {
-    if (!rows.has(name)) rows.set(name, new HopRow(name));
-    at("hops").append(rows.get(name).element);
+    if (!rows.has(name)) {
+      rows.set(name, new HopRow(name));
+      // Once: who is moved in the document loses the focus within.
+      at("hops").append(rows.get(name).element);
+    }
     rows.get(name).spark.replace(points);
   }
 };

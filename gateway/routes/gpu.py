@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,6 +17,9 @@ from gateway.peers import GpuReader
 from gateway.settings import GatewaySettings
 from gateway.streaming import EVENTS, live, sse
 from mesh.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from gateway.keys.guard import Guard
 
 _MIN_INTERVAL_MS = 100
 _MAX_INTERVAL_MS = 3_600_000
@@ -63,10 +66,11 @@ STREAM = Operation(
 
 @dataclass(frozen=True, slots=True)
 class GpuRoutes:
-    """Tells the GPUs' state."""
+    """Tells the GPUs' state. ``guard`` ends the streams of keys that are revoked."""
 
     gpu: GpuReader
     settings: GatewaySettings
+    guard: Guard | None = None
 
     def mount(self, api: Api) -> None:
         """Serve them."""
@@ -79,10 +83,12 @@ class GpuRoutes:
         return json_answer(asdict(await self.gpu.get_gpu_status(deadline=deadline)))
 
     async def stream(self, request: Request) -> Response:
-        """The state, every interval, until the client leaves."""
+        """The state, every interval, until the client leaves or its key is good no more."""
         interval = _interval_ms(request.query_params.get("interval_ms", "1000"))
-        frames = self._frames(interval / 1000)
-        return await live(frames, EVENTS, exchange=Exchange.of(request), settings=self.settings.streams)
+        exchange, frames = Exchange.of(request), self._frames(interval / 1000)
+        if self.guard is not None:
+            frames = self.guard.while_good(frames, exchange)
+        return await live(frames, EVENTS, exchange=exchange, settings=self.settings.streams)
 
     async def _frames(self, interval_seconds: float) -> AsyncGenerator[bytes, None]:
         source: Any = self.gpu.watch_gpu_status(interval_seconds=interval_seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,6 +13,9 @@ from gateway.exchange import Exchange
 from gateway.settings import StreamsSettings
 from gateway.streaming import EVENTS, live
 from gateway.watching import StatusFeed
+
+if TYPE_CHECKING:
+    from gateway.keys.guard import Guard
 
 STALLED_VIEWER_SECONDS = 10.0
 """A viewer holds one of few places, so one that reads nothing is given up sooner than other clients are."""
@@ -32,17 +36,21 @@ STREAM = Operation(
 
 @dataclass(frozen=True, slots=True)
 class WatchingRoute:
-    """Streams the status."""
+    """Streams the status. ``guard`` ends the streams of keys that are revoked."""
 
     feed: StatusFeed
     streams: StreamsSettings
+    guard: Guard | None = None
 
     def mount(self, api: Api) -> None:
         """Serve it."""
         api.mount(STREAM, self.stream)
 
     async def stream(self, request: Request) -> Response:
-        """Events until the viewer leaves or the gateway drains."""
+        """Events until the viewer leaves, its key is good no more, or the gateway drains."""
         stalled = min(STALLED_VIEWER_SECONDS, self.streams.stalled_client_seconds)
         settings = self.streams.model_copy(update={"stalled_client_seconds": stalled})
-        return await live(self.feed.frames(), EVENTS, exchange=Exchange.of(request), settings=settings)
+        exchange, frames = Exchange.of(request), self.feed.frames()
+        if self.guard is not None:
+            frames = self.guard.while_good(frames, exchange)
+        return await live(frames, EVENTS, exchange=exchange, settings=settings)

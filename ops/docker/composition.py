@@ -56,9 +56,10 @@ _OF_THE_HUB = r"HF_(?!HOME|HUB_CACHE)\w+|(?i:https?_proxy|no_proxy|all_proxy)"
 
 
 def handed_on(environ: Mapping[str, str]) -> dict[str, dict[str, object]]:
-    """Per service, what Compose adds to it: variables by name alone, and folders of models, for reading.
+    """Per service, what Compose adds to it: variables by name alone, and folders, for reading.
 
-    The values stay in the environment: no file holds a secret.
+    The folders hold models, keys and certificates, and are mounted where they are here. The values stay in the
+    environment: no file holds a secret.
     """
     additions: dict[str, dict[str, object]] = {}
     filling = "|".join(service.settings for service in SERVICES if service.name != GATEWAY)

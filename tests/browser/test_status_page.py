@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from gateway.keys.records import Role
 from gateway.settings import GatewaySettings
 from gateway.testing import FakePeers, RunningGateway
+from gateway.testing.keys import KeyFile
 from mesh.clients.gpu import GpuDevice, GpuStatus, Mig
 from mesh.errors import CircuitOpen
 from mesh.resilience import BreakerSnapshot, BreakerState, Cause
@@ -188,37 +191,51 @@ async def test_a_gateway_that_is_gone_is_told_and_comes_back(open_page: OpenPage
         await page.close()
 
 
-async def test_a_gateway_with_keys_asks_for_one(gateway: RunningGateway, open_page: OpenPage) -> None:
-    """It says so, takes a key by keyboard, sends it as a header, and keeps it in this tab alone."""
-    secret = "mesh-secret-1"
-    page = await open_page(gateway.url + "/docs")
+async def test_a_gateway_with_keys_asks_for_one(peers: FakePeers, tmp_path: Path, open_page: OpenPage) -> None:
+    """It says so, takes a key by keyboard, tells one of the other role, and keeps the right one in this tab alone."""
+    book = KeyFile(tmp_path / "keys.json")
+    inference, operator = book.add(Role.INFERENCE), book.add(Role.OPERATOR)
+    with RunningGateway(GatewaySettings.model_validate({"keys": {"file": book.path}}), peers) as gateway:
+        page = await open_page(gateway.url + "/")
+        alert = page.get_by_role("alert")
+        await until_text(alert, "This gateway asks for an API key.")
+        assert "Enter an API key" in await alert.inner_text()
+        for key in (inference, operator):
+            await page.get_by_role("alert").get_by_role("button", name="Enter a key").focus()
+            await page.keyboard.press("Enter")
+            await page.keyboard.type(key)
+            await page.keyboard.press("Enter")
+            if key == inference:
+                await until_text(page.get_by_role("alert"), "it needs the role operator")
+        await until_live(page)
+        assert await page.get_by_role("alert").count() == 0
+        assert "Missing api key" in await page.get_by_role("region", name="Refused in the last five").inner_text()
+        kept = await page.evaluate("JSON.stringify([localStorage, document.cookie, location.href])")
+        assert operator not in kept
+        assert operator not in await page.content()
+        await page.goto(gateway.url + "/try")
+        assert await page.locator("#key-box summary").inner_text() == "API key: in use"
+        await page.locator("#key-box summary").click()
+        await page.get_by_role("button", name="Forget").click()
+        assert await page.evaluate("sessionStorage.length") == 0
 
-    async def guarded(route: Any) -> None:
-        if route.request.headers.get("authorization") == f"Bearer {secret}":
-            await route.continue_()
-            return
-        problem = {"detail": "This gateway needs an API key.", "code": "unauthenticated", "status": 401}
-        await route.fulfill(status=401, json=problem, content_type="application/problem+json")
 
-    await page.route("**/status/stream", guarded)
-    await page.goto(gateway.url + "/")
-    alert = page.get_by_role("alert")
-    await until_text(alert, "This gateway needs an API key.")
-    assert "Enter an API key" in await alert.inner_text()
-    await alert.get_by_role("button", name="Enter a key").focus()
-    await page.keyboard.press("Enter")
-    await page.keyboard.type(secret)
-    await page.keyboard.press("Enter")
-    await until_live(page)
-    assert await page.get_by_role("alert").count() == 0
-    kept = await page.evaluate("JSON.stringify([localStorage, document.cookie, location.href])")
-    assert secret not in kept
-    assert secret not in await page.content()
-    await page.goto(gateway.url + "/try")
-    assert await page.locator("#key-box summary").inner_text() == "API key: in use"
-    await page.locator("#key-box summary").click()
-    await page.get_by_role("button", name="Forget").click()
-    assert await page.evaluate("sessionStorage.length") == 0
+async def test_what_is_wrong_with_the_gateways_own_files_is_told(
+    peers: FakePeers, tmp_path: Path, open_page: OpenPage
+) -> None:
+    """Keys that cannot be read again go on, until a restart: whoever looks is told before it."""
+    book = KeyFile(tmp_path / "keys.json")
+    operator = book.add(Role.OPERATOR)
+    with RunningGateway(GatewaySettings.model_validate({"keys": {"file": book.path}}), peers) as gateway:
+        page = await open_page(gateway.url + "/")
+        await page.get_by_role("button", name="Enter a key").click()
+        await page.keyboard.type(operator)
+        await page.keyboard.press("Enter")
+        await until_live(page)
+        assert not await page.locator("#gateway .why").is_visible()
+        book.path.write_text("{")
+        await until_text(page.locator("#gateway .why"), "it is not JSON")
+        assert await page.locator("#gateway").get_attribute("data-state") == "warn"
 
 
 async def test_a_phone_shows_all_of_it(gateway: RunningGateway, peers: FakePeers, open_page: OpenPage) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,14 @@ import openai
 import pytest
 from cohere.core.api_error import ApiError
 
+from gateway.keys.book import changing, revoked
+from gateway.keys.form import id_of
 from gateway.keys.records import Role
 from gateway.settings import GatewaySettings
-from gateway.testing import CHAT_MODEL, FakePeers, RunningGateway
+from gateway.testing import CHAT_MODEL, FakeGpu, FakeHop, FakePeers, RunningGateway
 from gateway.testing.keys import KeyFile, bearer
+from mesh.clients.gpu import GpuStatus
+from mesh.deadline import Deadline
 from mesh.settings import EXIT_SETTINGS
 from ops.local.layout import CHECKOUT
 
@@ -157,6 +163,42 @@ def test_a_running_gateway_follows_its_file(gateway: RunningGateway, book: KeyFi
     becomes(key, 401)
     becomes(successor, 200)
     assert key not in script("list")
+
+
+class EndlessGpu(FakeGpu):
+    """Reads GPUs for as long as somebody listens."""
+
+    async def watch_gpu_status(
+        self, *, interval_seconds: float = 1.0, deadline: Deadline | None = None
+    ) -> AsyncIterator[GpuStatus]:
+        """A reading each interval."""
+        while True:
+            yield await self.get_gpu_status(deadline=deadline)
+            await asyncio.sleep(interval_seconds)
+
+
+@pytest.mark.parametrize("path", ["/status/stream", "/v1/gpu/stream?interval_ms=100"])
+def test_a_stream_without_an_end_ends_with_its_key(book: KeyFile, path: str) -> None:
+    """Who is let in once does not listen for ever: a revoked key's stream breaks, another one's goes on."""
+    keys = [book.add(Role.OPERATOR) for _ in range(2)]
+    peers = FakePeers(gpu=EndlessGpu(FakeHop("gpu")))
+    settings = GatewaySettings.model_validate({"keys": {"file": book.path}})
+    with RunningGateway(settings, peers) as running, ExitStack() as open_:
+        ended, goes_on = (
+            open_.enter_context(httpx.stream("GET", running.url + path, headers=bearer(key), timeout=5)).iter_lines()
+            for key in keys
+        )
+        assert next(ended)
+        assert next(goes_on)
+        with changing(book.path) as records:
+            records[:] = revoked(records, id_of(keys[0]) or "", now=1)
+        ends, last = time.monotonic() + 5, ""
+        for line in ended:
+            assert time.monotonic() < ends
+            last = line or last
+        assert "INVALID_API_KEY" in last
+        for _ in range(20):
+            assert "INVALID_API_KEY" not in next(goes_on)
 
 
 def health(gateway: RunningGateway, key: str) -> subprocess.CompletedProcess[str]:

@@ -86,6 +86,14 @@ async def test_beyond_loopback_every_name_is_answered_to_until_some_are_listed(s
     assert (await client.get("/health/live", headers={"host": "mesh.example"})).status_code == 200
 
 
+async def test_a_container_published_on_loopback_answers_as_one_that_listens_there() -> None:
+    """Inside it listens on every address; a page of another name reaches it through this machine's all the same."""
+    client, _ = gateway(host="0.0.0.0", published_host="127.0.0.1", keys={})
+    refused = await client.get("/status", headers={"host": "attacker.example"})
+    assert refused.status_code == 421
+    assert (await client.get("/status", headers={"host": "localhost:8000"})).status_code == 200
+
+
 async def test_two_hosts_are_one_too_many() -> None:
     """Whoever stands before the gateway may have gone by the other one."""
     client, _ = gateway()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from gateway.admission import ALWAYS
+
+_LAYERS = ("admission", "hosts", "middleware", "watching")
 
 
 async def test_every_route_is_documented_with_an_example(client: httpx.AsyncClient) -> None:
@@ -82,3 +86,18 @@ async def test_only_pages_are_served_as_pages(client: httpx.AsyncClient) -> None
     """No file but the pages' own can be read."""
     for name in ("docs.html", "../settings.py", "..%2Fsettings.py", "nothing"):
         assert (await client.get(f"/pages/{name}")).status_code == 404
+
+
+def test_every_reason_of_the_gateways_own_layers_has_its_meaning_on_the_status_page() -> None:
+    """What an operator sees refused is explained there, keys and hosts too; and no word is for what does not exist."""
+    pages = files("gateway") / "pages"
+    table = (pages / "status-parts.js").read_text().partition("export const MEANING = {")[2].partition("};")[0]
+    explained = set(re.findall(r"^  ([a-z_]+): ", table, re.MULTILINE))
+    layers = [*Path("gateway/keys").glob("*.py"), *(Path("gateway") / f"{name}.py" for name in _LAYERS)]
+    raised = {reason.lower() for path in layers for reason in re.findall(r'reason="([A-Z_]+)"', path.read_text())}
+    assert {"role_needed", "host_not_allowed", "gateway_limit"} <= raised
+    assert raised - {"client_closed"} <= explained
+    sources = (path for top in ("gateway", "mesh", "inference", "llm_service") for path in Path(top).rglob("*.py"))
+    everywhere = "".join(path.read_text() for path in sources)
+    unknown = {word for word in explained if not re.search(rf'"({word}|{word.upper()})"', everywhere)}
+    assert not unknown

@@ -184,6 +184,24 @@ async def test_what_ends_the_producer_reaches_its_viewers(peers: FakePeers) -> N
     await again.aclose()
 
 
+async def test_a_viewer_of_a_broken_producer_does_not_keep_the_next_one_working(peers: FakePeers) -> None:
+    """One that reads slowly leaves after those who came to the new producer: nobody looks then, and nothing works."""
+    feed = feed_of(peers)
+    before = asyncio.all_tasks()
+    slow = feed.frames()
+    await read(slow)
+    broken, peers.embedder.hop = peers.embedder.hop, None  # type: ignore[assignment]  # the bug
+    while asyncio.all_tasks() != before:
+        await asyncio.sleep(SOON)
+    peers.embedder.hop = broken
+    quick = feed.frames()
+    await read(quick)
+    await quick.aclose()
+    await slow.aclose()
+    await asyncio.sleep(SOON * 5)
+    assert (feed.viewers, asyncio.all_tasks()) == (0, before)
+
+
 async def test_a_hop_that_is_away_does_not_keep_the_gpus_status_waiting(peers: FakePeers) -> None:
     """Nobody asks a worker that is known to be away; looking must not be what opens its breaker."""
     peers.gpu.hop.health = "UNREACHABLE"

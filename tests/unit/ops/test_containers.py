@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
+import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +97,16 @@ def test_only_this_machine_reaches_what_is_published(composition: dict[str, Any]
     for name, service in composition["services"].items():
         for port in service.get("ports", []):
             assert port.startswith("${GATEWAY_HOST:-127.0.0.1}:" if name == "gateway" else "127.0.0.1:"), name
+
+
+def test_the_gateway_starts_without_keys_on_this_machine_alone(composition: dict[str, Any]) -> None:
+    """It is told where its port is published; nothing says for it that anyone may ask."""
+    gateway = composition["services"]["gateway"]
+    (port,) = gateway["ports"]
+    assert port == f"{gateway['environment']['GATEWAY_PUBLISHED_HOST']}:${{GATEWAY_PORT:-8000}}:8000"
+    assert "GATEWAY_HOST=0.0.0.0" in _dockerfile("gateway")
+    for text in (BASE_FILE.read_text(), _dockerfile("gateway")):
+        assert not re.search(r"^\s*GATEWAY_KEYS__OPEN_TO_ANYONE", text, re.MULTILINE)
 
 
 def test_each_worker_has_the_same_port_on_this_machine_as_in_local_mode(composition: dict[str, Any]) -> None:
@@ -207,7 +220,9 @@ def test_requirements_are_the_projects_own() -> None:
 def test_what_the_llm_worker_needs_alone_is_what_it_needs_beside_others() -> None:
     """In its own environment it gets the versions that it gets among the workers."""
     text = (CHECKOUT / "pyproject.toml").read_text()
-    assert set(requirements(text, ["llm"])) <= set(requirements(text, ["workers"]))
+    alone, among_others = (set(requirements(text, [extra])) for extra in ("llm", "workers"))
+    assert alone <= among_others
+    assert set(requirements(text, ["tls"])) <= alone, "it reads certificates as they do"
 
 
 def test_torch_comes_from_where_the_operator_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,6 +259,52 @@ def test_a_start_is_local_unless_it_is_told_otherwise() -> None:
     assert choose_mode(None, Console(words)) == "local"
     assert choose_mode("local", Console(io.StringIO())) == "local"
     assert choose_mode("docker", Console(io.StringIO())) == "docker"
+
+
+@pytest.mark.parametrize("name", [*NAMES, MODELS])
+def test_an_image_holds_all_that_its_programs_import(name: str) -> None:
+    """What a module that it runs reaches is copied, and let into the build; the way back is in none of them."""
+    text = _dockerfile(name)
+    copied = [Path(source) for source in re.findall(r"^COPY (\w+) \w+$", text, re.MULTILINE)]
+    lines = (CHECKOUT / ".dockerignore").read_text().splitlines()
+    let_in = [line.removeprefix("!") for line in lines if line.startswith("!")]
+    programs = re.findall(r'python(?: -m |", "-m", ")([\w.]+)', text.partition(" AS source")[2])
+    assert programs
+    for path in _reached([each for each in programs if each != "compileall"]):
+        assert any(path.is_relative_to(each) for each in copied), f"{path} is not copied"
+        assert any(path.match(each) or path.is_relative_to(each) for each in let_in), f"{path} is kept out"
+    assert Path("previous") not in copied
+    assert "previous" not in let_in
+
+
+def _reached(modules: list[str]) -> set[Path]:
+    """The project's own files that modules import, and what those import."""
+    found: set[Path] = set()
+    seen: set[str] = set()
+    while modules:
+        name = modules.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        here = Path(*name.split("."))
+        for path in (here.with_suffix(".py"), here / "__init__.py", here / "__main__.py"):
+            if (CHECKOUT / path).is_file():
+                found.add(path)
+                modules += _imported(path)
+        modules.append(name.rpartition(".")[0] or name)
+    return found
+
+
+@cache
+def _imported(path: Path) -> list[str]:
+    """Every name that a file imports, as a module: what is none is no file either."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse((CHECKOUT / path).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [each.name for each in node.names]
+    return names
 
 
 def _dockerfile(name: str) -> str:

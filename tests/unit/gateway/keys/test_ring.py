@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,14 @@ def test_beyond_loopback_the_gateway_needs_keys_or_a_clear_word(host: str, book:
         start()
     start(file=book.path)
     start(open_to_anyone=True)
+
+
+def test_in_a_container_it_goes_by_the_address_of_the_published_port() -> None:
+    """There every gateway listens on all addresses, and on which machine's address it is reached decides."""
+    for published, starts in (("127.0.0.1", True), ("0.0.0.0", False)):
+        settings = GatewaySettings.model_validate({"host": "0.0.0.0", "published_host": published})
+        with nullcontext() if starts else pytest.raises(SettingsError, match=r"keys\.sh add"):
+            create_app(settings, peers=FakePeers().as_peers())
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
