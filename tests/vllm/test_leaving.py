@@ -100,7 +100,7 @@ async def test_all_leave_at_once(mesh: VllmMesh, client: openai.AsyncOpenAI, mea
         finally:
             for each in clients:
                 each.leave()
-        bars.at_most("none of them runs after", await mesh.runs(at_most=0, within=30.0), "s", promise=1.0, noisy=3.0)
+        bars.at_most("none of them runs after", await mesh.runs(at_most=0, within=30.0), "s", promise=1.0, noisy=6.0)
         done = await client.chat.completions.create(
             model=MODEL, messages=[{"role": "user", "content": PAGE[0]["question"]}], temperature=0
         )
