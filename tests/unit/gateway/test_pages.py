@@ -12,6 +12,7 @@ import pytest
 
 from gateway.admission import ALWAYS
 
+CHECKOUT = Path(__file__).parents[3]
 _LAYERS = ("admission", "hosts", "middleware", "watching")
 
 
@@ -93,11 +94,13 @@ def test_every_reason_of_the_gateways_own_layers_has_its_meaning_on_the_status_p
     pages = files("gateway") / "pages"
     table = (pages / "status-parts.js").read_text().partition("export const MEANING = {")[2].partition("};")[0]
     explained = set(re.findall(r"^  ([a-z_]+): ", table, re.MULTILINE))
-    layers = [*Path("gateway/keys").glob("*.py"), *(Path("gateway") / f"{name}.py" for name in _LAYERS)]
+    layers = [*(CHECKOUT / "gateway/keys").glob("*.py"), *(CHECKOUT / f"gateway/{name}.py" for name in _LAYERS)]
     raised = {reason.lower() for path in layers for reason in re.findall(r'reason="([A-Z_]+)"', path.read_text())}
     assert {"role_needed", "host_not_allowed", "gateway_limit"} <= raised
     assert raised - {"client_closed"} <= explained
-    sources = (path for top in ("gateway", "mesh", "inference", "llm_service") for path in Path(top).rglob("*.py"))
+    sources = (
+        path for top in ("gateway", "mesh", "inference", "llm_service") for path in (CHECKOUT / top).rglob("*.py")
+    )
     everywhere = "".join(path.read_text() for path in sources)
     unknown = {word for word in explained if not re.search(rf'"({word}|{word.upper()})"', everywhere)}
     assert not unknown
