@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import Metric
 from llm_service.abilities import ALL_ABILITIES
 from llm_service.engines import Served
 from llm_service.generation import Accepted, Ended, EngineEvent, FinishReason, Generation, Piece, Usage
+from llm_service.process import Command
 from mesh.errors import MeshError
 from mesh.generation import EngineLoad
 
@@ -136,3 +137,22 @@ class ScriptedChild:
     def kill(self) -> None:
         """Ends it."""
         self.end("was killed, perhaps for want of memory")
+
+
+class SpawningFake:
+    """What fakes of all engines share: they are started by commands, and tests end their children.
+
+    Attributes:
+        commands: how each child was started.
+        children: each of them, the latest last.
+    """
+
+    def __init__(self) -> None:
+        self.commands: list[Command] = []
+        self.children: list[ScriptedChild] = []
+
+    async def spawn(self, command: Command) -> ScriptedChild:
+        """Start a child."""
+        self.commands.append(command)
+        self.children.append(ScriptedChild())
+        return self.children[-1]

@@ -7,16 +7,15 @@ from typing import Any
 
 import httpx
 
-from llm_service.process import Command
-from llm_service.testing import ScriptedChild
+from llm_service.testing import SpawningFake
 from mesh.testing import FakeClock
 
 
-class FakeLlamaCpp:
+class FakeLlamaCpp(SpawningFake):
     """Behaves like the server of llama-cpp-python 0.3.36 as far as it is asked."""
 
     def __init__(self) -> None:
-        self.commands: list[Command] = []
+        super().__init__()
         self.bodies: list[dict[str, Any]] = []
         self.words = ["one", " two", " three"]
         self.reason = "stop"
@@ -25,14 +24,7 @@ class FakeLlamaCpp:
         self.counted = 0
         self.counts_nothing = False
         self.silent_seconds = 0.0
-        self.children: list[ScriptedChild] = []
         self.clock = FakeClock()
-
-    async def spawn(self, command: Command) -> ScriptedChild:
-        """Start a child."""
-        self.commands.append(command)
-        self.children.append(ScriptedChild())
-        return self.children[-1]
 
     async def handle(self, request: httpx.Request) -> httpx.Response:
         """One answer."""

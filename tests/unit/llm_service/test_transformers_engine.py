@@ -14,19 +14,17 @@ import pytest
 from llm_service.engines.child import FRUITLESS_BEFORE_PROOF, engine_environment
 from llm_service.engines.transformers import TransformersEngine, sampling_fields
 from llm_service.generation import Ended, FinishReason, Generation, Message, Piece, Role, Sampling, Usage
-from llm_service.process import Command
 from llm_service.settings import LlmSettings
-from llm_service.testing import ScriptedChild
+from llm_service.testing import SpawningFake
 from mesh.errors import Internal, InvalidRequest, ModelUnusable, Overloaded, Unavailable, WrongState
 from mesh.testing import FakeClock
 
 
-class FakeServe:
+class FakeServe(SpawningFake):
     """Behaves like ``transformers serve`` 5.23: no [DONE], the stop string written out, usage in the last chunk."""
 
     def __init__(self) -> None:
-        self.commands: list[Command] = []
-        self.children: list[ScriptedChild] = []
+        super().__init__()
         self.bodies: list[dict[str, Any]] = []
         self.text = "one two three"
         self.silent_seconds = 0.0
@@ -35,12 +33,6 @@ class FakeServe:
         self.free.set()
         self.healthy = True
         self.clock = FakeClock()
-
-    async def spawn(self, command: Command) -> ScriptedChild:
-        """Start a child."""
-        self.commands.append(command)
-        self.children.append(ScriptedChild())
-        return self.children[-1]
 
     async def handle(self, request: httpx.Request) -> httpx.Response:
         """One answer, once the engine is ``free``; its health route answers also while it is not."""

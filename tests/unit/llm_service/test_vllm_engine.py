@@ -19,7 +19,7 @@ from llm_service.generation import Ended, FinishReason, Generation, Message, Pie
 from llm_service.load import STALE_SECONDS
 from llm_service.process import Command
 from llm_service.settings import LlmSettings
-from llm_service.testing import ScriptedChild
+from llm_service.testing import SpawningFake
 from mesh.errors import InvalidRequest, ModelUnusable, Unavailable, WrongState
 from mesh.generation import EngineLoad, Tool, ToolChoice, ToolChoiceMode
 from mesh.testing import FakeClock
@@ -31,21 +31,14 @@ vllm:kv_cache_usage_perc{{engine="0",model_name="m"}} 0.25
 """
 
 
-class FakeVllm:
+class FakeVllm(SpawningFake):
     """Behaves like vLLM 0.32's server as far as it is asked."""
 
     def __init__(self) -> None:
-        self.commands: list[Command] = []
-        self.children: list[ScriptedChild] = []
+        super().__init__()
         self.bodies: list[dict[str, Any]] = []
         self.clock = FakeClock()
         self.answers = True
-
-    async def spawn(self, command: Command) -> ScriptedChild:
-        """Start a child."""
-        self.commands.append(command)
-        self.children.append(ScriptedChild())
-        return self.children[-1]
 
     async def handle(self, request: httpx.Request) -> httpx.Response:
         """One answer."""
