@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from ops.local.console import Console, render_table
 from ops.local.health import find_problems, render
 from ops.local.layout import Layout
 from ops.local.models import preparations
-from ops.local.record import Record
+from ops.local.record import Record, write_atomically
 from ops.local.status import HopState, MeshState, describe_service, hop_state
 from ops.local.supervisor import ProcessState
 from ops.local.waiting import READY, Readiness, describe
@@ -203,6 +204,37 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     (tmp_path / "mesh.json").write_text('{"run_id": ')
     assert Record.read(tmp_path / "mesh.json") is None
     assert Record.read(tmp_path / "none.json") is None
+
+
+def test_two_who_write_one_file_at_a_time_both_succeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two starts that share their folder of models do not take each other's half-written file."""
+    path = tmp_path / "stamp"
+    write_to_disk = os.fsync
+
+    def another_comes_first(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fsync", write_to_disk)
+        write_atomically(path, "theirs")
+        write_to_disk(descriptor)
+
+    monkeypatch.setattr(os, "fsync", another_comes_first)
+    write_atomically(path, "ours")
+    assert path.read_text() == "ours"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk costs the new content, not the old one, and no half of it stays behind."""
+    path = tmp_path / "stamp"
+    write_atomically(path, "old")
+
+    def is_full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", is_full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
