@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import Counter
 
 from mesh.clock import Clock, monotonic
-from mesh.errors import BreakerEffect, MeshError, Unavailable
+from mesh.errors import BreakerEffect, CallerRefused, MeshError, Unavailable
 from mesh.telemetry import RPC_CALLS, RPC_IN_FLIGHT, RPC_LATENCY, fields, get_logger
 
 log = get_logger(__name__)
@@ -75,4 +75,6 @@ class CallJournal:
 
 def _is_refusal(failure: MeshError | None) -> bool:
     """Whether a call failed by being turned away, which happens often and says the same each time."""
-    return failure is not None and (failure.breaker is BreakerEffect.BUSY or isinstance(failure, Unavailable))
+    return failure is not None and (
+        failure.breaker is BreakerEffect.BUSY or isinstance(failure, Unavailable | CallerRefused)
+    )

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from mesh.errors import InvalidRequest, MeshError, Overloaded, Unavailable
+from mesh.errors import CallerRefused, InvalidRequest, MeshError, Overloaded, Unavailable
 from mesh.serving.journal import REFUSALS_PER_SECOND, CallJournal, MethodSeries
 from mesh.testing import FakeClock
 
@@ -16,7 +16,7 @@ def lines_of(caplog: pytest.LogCaptureFixture) -> list[tuple[str, object]]:
     return [(record.getMessage(), getattr(record, "fields", {}).get("calls")) for record in caplog.records]
 
 
-@pytest.mark.parametrize("refusal", [Overloaded("busy"), Unavailable("down")])
+@pytest.mark.parametrize("refusal", [Overloaded("busy"), Unavailable("down"), CallerRefused("no")])
 def test_refusals_are_logged_at_a_bounded_rate_and_counted(
     caplog: pytest.LogCaptureFixture, refusal: MeshError
 ) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import pytest
 
 from mesh.errors import CallerRefused
 from mesh.settings import SettingsError
-from mesh.tls.access import Access
+from mesh.testing import FakeClock
+from mesh.tls.access import MOST_TOLD, TELL_AGAIN_SECONDS, Access
 from mesh.tls.settings import TlsSettings
 
 EMBEDDING = "embedding.v1.EmbeddingService"
@@ -66,6 +68,47 @@ def test_a_common_name_is_no_name() -> None:
     for caller in (Caller(x509_common_name=[b"gateway"]), Caller(), Caller(peer_dns=[b"\xff"])):
         with pytest.raises(CallerRefused):
             access.require(caller, EMBEDDING, "Embed")
+
+
+def refuse(access: Access, name: str, *, times: int) -> None:
+    """Have a certificate with this name turned away."""
+    for _ in range(times):
+        with pytest.raises(CallerRefused):
+            access.require(Caller(peer_dns=[name.encode()]), EMBEDDING, "Embed")
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str, int | None]]:
+    """Message, names and number of calls of every line since this was asked last."""
+    lines = [(each.getMessage(), each.__dict__["fields"]) for each in caplog.records]
+    caplog.clear()
+    return [(message, values["names"], values.get("calls")) for message, values in lines]
+
+
+def test_a_refused_peer_cannot_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """One line for each name in some seconds, and the number of the calls that got none."""
+    clock = FakeClock()
+    access = Access(RULES, clock)
+    with caplog.at_level(logging.WARNING):
+        refuse(access, "stranger", times=500)
+        refuse(access, "another", times=1)
+        first = ("a certificate may not call this", "stranger", None)
+        assert told(caplog) == [first, ("a certificate may not call this", "another", None)]
+        clock.advance(TELL_AGAIN_SECONDS)
+        refuse(access, "stranger", times=1)
+        assert told(caplog) == [("further calls of a certificate were refused", "stranger", 499), first]
+
+
+def test_many_refused_names_cannot_fill_the_log_either(caplog: pytest.LogCaptureFixture) -> None:
+    """From some number on they are told of together, and take no more memory."""
+    clock = FakeClock()
+    access = Access(RULES, clock)
+    with caplog.at_level(logging.WARNING):
+        for number in range(MOST_TOLD + 50):
+            refuse(access, f"stranger-{number}", times=1)
+        assert told(caplog)[MOST_TOLD:] == [("a certificate may not call this", "further certificates", None)]
+        clock.advance(TELL_AGAIN_SECONDS)
+        refuse(access, "stranger-0", times=1)
+        assert told(caplog)[0] == ("further calls of a certificate were refused", "further certificates", 49)
 
 
 def test_an_address_of_mail_is_no_name() -> None:
