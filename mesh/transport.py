@@ -114,6 +114,10 @@ class AioTransport:
             call.add_done_callback(_seen)  # the shield no longer looks at it
             Call.cancel(made)  # unlike call.cancel(), it leaves the task alone that reads the batch
             raise
+        finally:
+            # An error refers to this frame. With the call in it both would stay until the garbage is collected, and the
+            # call's channel, although closed, would go on connecting for as long.
+            del call, made
 
     async def stream(
         self, method: Any, request: Any, *, timeout: float, metadata: Metadata

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator
+import asyncio
+import gc
+import weakref
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import pytest
 
-from mesh.transport import as_async, iterate, run_to_end
+from mesh.transport import AioTransport, as_async, iterate, run_to_end
 
 
 async def double(number: int) -> int:
@@ -66,3 +71,37 @@ def test_an_async_iterator_becomes_an_ordinary_one_and_is_closed_when_left() -> 
 def test_an_ordinary_iterable_goes_through_both_ways() -> None:
     """What goes in as a list comes out as it was."""
     assert list(iterate(as_async([1, 2, 3]))) == [1, 2, 3]
+
+
+class FailingCall:
+    """A call that ends with an error, as gRPC's awaitable calls do."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+        raise ConnectionError("refused")
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """What is freed in the block, is freed because nothing refers to it."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+async def test_a_failed_call_is_freed_with_its_error() -> None:
+    """Its channel lives as long as it does, and connects again and again, also after it was closed."""
+    made: list[weakref.ref[FailingCall]] = []
+
+    def method(_request: object, **_options: Any) -> FailingCall:
+        call = FailingCall()
+        made.append(weakref.ref(call))
+        return call
+
+    with without_garbage_collection():
+        with suppress(ConnectionError):
+            await AioTransport().unary(method, b"", timeout=1.0, metadata=())
+        await asyncio.sleep(0)  # the loop lets go of what it has just run
+        assert made[0]() is None
