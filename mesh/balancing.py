@@ -80,6 +80,7 @@ class _Member:
     tls_version: int
     named_at: float = field(default_factory=time.monotonic)
     renew_at: float = 0.0
+    end_renewal: Callable[[], Any] | None = None
 
 
 class Balancer:
@@ -149,6 +150,9 @@ class Balancer:
         if self._end_upkeep is not None:
             await self._end_upkeep()
         await self._lookout.stop()
+        for member in members:
+            if member.end_renewal is not None:
+                await member.end_renewal()
         for endpoint in (*(member.endpoint for member in members), *self._leaving):
             await self._transport.close_channel(endpoint.channel)
             endpoint.forget()
@@ -245,7 +249,7 @@ class Balancer:
             try:
                 await self._look_names_up()
                 if self._tls is not None:
-                    await self._renew_connections(self._tls)
+                    self._renew_connections(self._tls)
                 self._lookout.look((each.endpoint, each.place) for each in tuple(self._members.values()))
                 await self._close_what_left()
                 if turn % 2:
@@ -315,44 +319,62 @@ class Balancer:
         end_watch = self._transport.spawn(partial(self._probe.watch, endpoint), f"probe {address}")
         return _Member(endpoint, end_watch, place, connection.tls_version)
 
-    async def _renew_connections(self, tls: ClientTls) -> None:
-        """Connect anew where certificates have changed. The old connection ends with the last call on it.
+    def _renew_connections(self, tls: ClientTls) -> None:
+        """Begin to connect anew where certificates have changed. The old connection ends with the last call on it."""
+        now_valid = tls.refresh()
+        for address, member in tuple(self._members.items()):
+            if member.tls_version != now_valid and time.monotonic() >= member.renew_at:
+                member.renew_at = time.monotonic() + RENEW_AGAIN_SECONDS
+                # Beside the upkeep: a peer that hangs must not hold up the others.
+                member.end_renewal = self._transport.spawn(partial(self._renew, address, member), f"renew {address}")
+
+    async def _renew(self, address: str, member: _Member) -> None:
+        """Connect anew to one endpoint.
 
         One that serves is left for one that answers only: a certificate that the peer refuses costs no call meanwhile.
         """
-        now_valid = tls.refresh()
-        for address, member in tuple(self._members.items()):
-            if member.tls_version == now_valid or time.monotonic() < member.renew_at:
-                continue
-            old, connection = member.endpoint, self._opener.open(member.place, address)
-            is_connected = old.health in (SERVING, NOT_SERVING)
-            is_fit = not is_connected or await self._probe.answers(connection.channel, address)
-            if self.stopped or not is_fit:
-                await self._transport.close_channel(connection.channel)
-                member.renew_at = time.monotonic() + RENEW_AGAIN_SECONDS
-                continue
+        try:
+            connection = self._opener.open(member.place, address)
+            is_taken = False
+            try:
+                is_connected = member.endpoint.health in (SERVING, NOT_SERVING)
+                if not is_connected or await self._probe.answers(connection.channel, address):
+                    is_taken = self._change_over(address, member, connection)
+            finally:
+                if not is_taken:
+                    await self._transport.close_channel(connection.channel)
+        except Exception:
+            log.exception("connecting with a new certificate failed; it is tried again", extra=fields(hop=self._hop))
+
+    def _change_over(self, address: str, member: _Member, connection: Connection) -> bool:
+        with self._lock:
+            if self.stopped or self._members.get(address) is not member:
+                return False  # it left meanwhile
+            old = member.endpoint
             # It is the same worker, and no better for a new certificate.
             fresh = self._member(member.place, address, connection, old.breaker)
             fresh.named_at = member.named_at
-            if is_connected:
+            if old.health in (SERVING, NOT_SERVING):
                 fresh.endpoint.heard(old.health, old.failure)
             self._members[address] = fresh
             self._leaving.append(old)
             old.leave()
             self._publish()
+            return True
 
     def _leave(self, place: Place, named: frozenset[str]) -> None:
         lately = time.monotonic() - LINGER_SECONDS
-        for address, member in tuple(self._members.items()):
-            if member.place is not place or address in named:
-                continue
-            if member.endpoint.serving and member.named_at > lately:
-                continue
-            del self._members[address]
-            self._leaving.append(member.endpoint)
-            member.endpoint.leave()
-            log.info("an endpoint left", extra=fields(hop=self._hop, endpoint=place.written, address=address))
-        self._publish()
+        with self._lock:
+            for address, member in tuple(self._members.items()):
+                if member.place is not place or address in named:
+                    continue
+                if member.endpoint.serving and member.named_at > lately:
+                    continue
+                del self._members[address]
+                self._leaving.append(member.endpoint)
+                member.endpoint.leave()
+                log.info("an endpoint left", extra=fields(hop=self._hop, endpoint=place.written, address=address))
+            self._publish()
 
     def _publish(self) -> None:
         with self._lock:
@@ -367,44 +389,3 @@ class Balancer:
             self._leaving.remove(endpoint)
             await self._transport.close_channel(endpoint.channel)
             endpoint.forget()
-
-
-class BalancedChannel:
-    """What a generated stub takes for a channel: its methods go to whichever endpoint is chosen for each call."""
-
-    def unary_unary(self, path: str, *arguments: Any, **options: Any) -> BalancedMethod:
-        """One request, one reply."""
-        return BalancedMethod("unary_unary", path, arguments, options)
-
-    def unary_stream(self, path: str, *arguments: Any, **options: Any) -> BalancedMethod:
-        """One request, many replies."""
-        return BalancedMethod("unary_stream", path, arguments, options)
-
-    def stream_unary(self, path: str, *arguments: Any, **options: Any) -> BalancedMethod:
-        """Many requests, one reply."""
-        return BalancedMethod("stream_unary", path, arguments, options)
-
-    def stream_stream(self, path: str, *arguments: Any, **options: Any) -> BalancedMethod:
-        """Many requests, many replies."""
-        return BalancedMethod("stream_stream", path, arguments, options)
-
-
-class BalancedMethod:
-    """A method of a service, not yet of an endpoint.
-
-    Attributes:
-        name: the method's own name, without its service's.
-    """
-
-    __slots__ = ("_arguments", "_kind", "_options", "_path", "name")
-
-    def __init__(self, kind: str, path: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        self.name = path.rpartition("/")[2]
-        self._kind = kind
-        self._path = path
-        self._arguments = arguments
-        self._options = options
-
-    def on(self, endpoint: Endpoint) -> Any:
-        """The same method at ``endpoint``."""
-        return endpoint.method(self._kind, self._path, *self._arguments, **self._options)

@@ -31,7 +31,8 @@ import grpc
 
 from mesh import tracing
 from mesh.attempts import Attempts
-from mesh.balancing import Attempt, BalancedChannel, BalancedMethod, Balancer
+from mesh.balanced import BalancedChannel, BalancedMethod
+from mesh.balancing import Attempt, Balancer
 from mesh.breaker_series import announce_breaker, breaker_moved
 from mesh.channel import CLIENT_OPTIONS, Target, endpoints_of, message_size_options
 from mesh.context import Priority, current_metadata, current_priority

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -172,6 +172,33 @@ async def test_a_new_certificate_that_the_worker_refuses_costs_nothing(tmp_path:
         assert client.hop.status().serving
 
 
+async def test_an_endpoint_that_hangs_does_not_hold_up_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While one answers no new connection, the next already has its own with the new certificate."""
+    office = Office.open(tmp_path)
+    tls = client_tls(office.issue("gateway"))
+    async with (
+        serve_tls(office.issue(SERVER)) as one,
+        serve_tls(office.issue(SERVER)) as two,
+        way_to(one.port) as way,
+        AsyncEmbeddingServiceClient((f"127.0.0.1:{way.port}", f"127.0.0.1:{two.port}"), tls=tls) as client,
+    ):
+        async with asyncio.timeout(10):
+            client.hop.start()
+            while {each.health for each in client.hop.status().endpoints} != {"SERVING"}:
+                await asyncio.sleep(0.02)
+        first, second = connections(client)
+        way.is_shut = True
+        rotate(office, "gateway")
+        async with asyncio.timeout(10):
+            while connections(client)[1] == second:
+                await asyncio.sleep(0.02)
+        assert connections(client)[0] == first
+        assert "no connection with the new certificate; the old connection goes on" not in caplog.messages
+        assert client.hop.status().endpoints[0].health == "SERVING"
+
+
 async def test_a_rotation_that_is_half_written_costs_nothing(tmp_path: Path) -> None:
     """The worker's new key is there before its certificate: new clients meet the old pair meanwhile."""
     office = Office.open(tmp_path)
@@ -211,6 +238,49 @@ def connections(client: AsyncEmbeddingServiceClient) -> tuple[int, ...]:
     balancer = client.hop._balancer
     assert balancer is not None
     return tuple(id(endpoint.channel) for endpoint in balancer.endpoints)
+
+
+class Way:
+    """Leads to a worker; once it is shut, further connections are taken and left without an answer."""
+
+    def __init__(self, leads_to: int) -> None:
+        self.port = 0
+        self.is_shut = False
+        self._leads_to = leads_to
+        self._open: list[asyncio.StreamWriter] = []
+
+    async def go(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection."""
+        self._open.append(writer)
+        if self.is_shut:
+            return
+        onward, back = await asyncio.open_connection("127.0.0.1", self._leads_to)
+        self._open.append(back)
+        await asyncio.gather(self._carry(reader, back), self._carry(onward, writer))
+
+    def end(self) -> None:
+        """End its connections."""
+        for each in self._open:
+            each.close()
+
+    @staticmethod
+    async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while piece := await reader.read(65536):
+                writer.write(piece)
+                await writer.drain()
+        writer.close()
+
+
+@asynccontextmanager
+async def way_to(port: int) -> AsyncIterator[Way]:
+    """A way to the worker at ``port``, with a port of its own."""
+    way = Way(port)
+    server = await asyncio.start_server(way.go, "127.0.0.1", 0)
+    way.port = server.sockets[0].getsockname()[1]
+    async with server:
+        yield way
+        way.end()
 
 
 @contextmanager
