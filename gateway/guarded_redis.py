@@ -52,7 +52,7 @@ class GuardedRedis:
         """A breaker of the class that hops have, told of in metrics and in the log as ``name``."""
         breaker = CircuitBreaker(_FAILURES_IN_A_ROW, _LONGEST_PAUSE_SECONDS, name=name, clock=self._clock)
         breaker.listener = partial(self._breaker_moved, name)
-        announce_breaker(name)
+        announce_breaker(breaker)
         return breaker
 
     async def guarded(self, operation: str, breaker: CircuitBreaker, work: Callable[[], Awaitable[T]]) -> T | None:

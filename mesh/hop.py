@@ -108,7 +108,7 @@ class Hop:
         self._balancer: Balancer | None = None
         self._starting = threading.Lock()
         self._meters: dict[str, Meter] = {}
-        announce_breaker(name)
+        announce_breaker(self.breaker)
         # Read when they are scraped, instead of set by every call.
         HOP_IN_FLIGHT.labels(name).set_function(lambda: self.limiter.in_flight)
         HOP_LIMIT.labels(name).set_function(lambda: self.limiter.limit)
@@ -262,6 +262,7 @@ class Hop:
 
     def status(self) -> HopStatus:
         """The hop now."""
+        self.breaker.end_back_off()
         balancer = self._balancer
         return HopStatus(
             name=self.name,

@@ -194,6 +194,15 @@ class CircuitBreaker:
                 self._failed_probes = 0
                 self._move(BreakerState.HALF_OPEN, Cause.PEER_SERVING, "health probe says SERVING")
 
+    def end_back_off(self) -> None:
+        """Become half-open where the back-off is over, although nobody calls: what is told of it is true then.
+
+        For whoever is about to tell. Callers need it not: the next one would find out.
+        """
+        with self._lock:
+            if self._state is BreakerState.OPEN and self._admits():
+                self._move(BreakerState.HALF_OPEN, Cause.BACKOFF_OVER, "back-off is over")
+
     def snapshot(self) -> BreakerSnapshot:
         """The state now."""
         with self._lock:

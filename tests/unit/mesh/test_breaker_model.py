@@ -230,6 +230,13 @@ class BreakerAgainstItsModel(RuleBasedStateMachine):
             self.model.move(HALF_OPEN)
 
     @rule()
+    def somebody_tells_of_it(self) -> None:
+        """An open breaker whose back-off is over becomes half-open, as with the next caller; no other moves."""
+        self.breaker.end_back_off()
+        if self.model.state is OPEN and self.model.admits(self.clock()):
+            self.model.move(HALF_OPEN)
+
+    @rule()
     def a_call_passes_by(self) -> None:
         """What proves nothing takes no place; it is refused by an open breaker alone."""
         before = self.breaker.snapshot()
