@@ -80,16 +80,18 @@ def _firing(alert: str, labels: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def prometheus(program: str, targets: Mapping[str, str]) -> Iterator[Prometheus]:
+def prometheus(program: str, targets: Mapping[str, str], key: str = "") -> Iterator[Prometheus]:
     """Run one until the block is left.
 
     Args:
         program: path of the executable.
         targets: host and port of each process's metrics, by the process's name.
+        key: an operator's, where the gateway asks for one.
     """
     with tempfile.TemporaryDirectory(prefix="mesh-prometheus-") as scratch:
         home = Path(scratch)
         _configure(home, targets)
+        (home / "gateway.key").write_text(key)
         (port,) = free_ports(1)
         with (home / "log").open("wb") as log:
             process = subprocess.Popen(

@@ -70,6 +70,7 @@ def test_the_rules_tests_see_a_wrong_bound(promtool: str, tmp_path: Path, before
 @pytest.mark.parametrize("targets", ["targets.compose.yml", "targets.local.yml"])
 def test_the_configuration_is_valid(promtool: str, tmp_path: Path, targets: str) -> None:
     """``promtool check config`` is content with it and with either list of targets."""
+    (tmp_path / "gateway.key").touch()
     for name, source in (("prometheus.yml",) * 2, ("alerts.yml",) * 2, ("targets.yml", targets)):
         (tmp_path / name).write_text((CONFIGURATION / source).read_text())
     checked = subprocess.run([promtool, "check", "config", tmp_path / "prometheus.yml"], capture_output=True, text=True)
