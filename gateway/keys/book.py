@@ -58,6 +58,9 @@ def parse(text: str) -> tuple[KeyRecord, ...]:
         document = json.loads(text)
     except ValueError as error:
         raise KeyBookError("it is not JSON.") from error
+    except RecursionError:
+        # Without its cause: the traceback would be a thousand frames long.
+        raise KeyBookError("its JSON is nested too deeply.") from None
     _expect(isinstance(document, dict) and set(document) == {"version", "keys"}, "it must hold version and keys.")
     _expect(document["version"] == _VERSION, f"only version {_VERSION} is read here.")
     _expect(isinstance(document["keys"], list), "keys must be a list.")

@@ -82,8 +82,11 @@ class KeyRing:
         """Follow the file, for ever. What cannot be read changes nothing: those keys are kept that were read last."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            # On a thread: a file may lie on a disk that answers late.
-            await asyncio.to_thread(self.look)
+            try:
+                # On a thread: a file may lie on a disk that answers late.
+                await asyncio.to_thread(self.look)
+            except Exception as error:  # such as no thread to be had; were it the end, revoked keys would go on
+                self._complain(f"{self._path}: looking at it failed, {type(error).__name__}.", error)
 
     def look(self) -> None:
         """Read the file again where it is another one than before."""
@@ -104,9 +107,10 @@ class KeyRing:
         KEYS_FILE_READABLE.set(1)
         KEYS_USABLE.set(len(self))
 
-    def _complain(self, problem: str) -> None:
+    def _complain(self, problem: str, unforeseen: Exception | None = None) -> None:
         if problem != self.problem:
-            _LOG.error("the keys cannot be read again; those known go on", extra=fields(reason=problem))
+            said = fields(reason=problem)
+            _LOG.error("the keys cannot be read again; those known go on", extra=said, exc_info=unforeseen)
         self.problem = problem
         KEYS_FILE_READABLE.set(0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import subprocess
@@ -12,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from gateway.app import create_app
-from gateway.keys.book import KeyBookError, changing, revoked
+from gateway.keys.book import KeyBookError, changing, read, revoked
 from gateway.keys.form import id_of
-from gateway.keys.records import Limits
+from gateway.keys.records import KeyRecord, Limits
 from gateway.keys.ring import KeyRing
 from gateway.settings import GatewaySettings
 from gateway.testing import FakePeers
@@ -53,7 +54,7 @@ def test_a_key_that_is_added_or_revoked_counts_from_the_next_look(book: KeyFile,
     assert len(ring) == 1
 
 
-@pytest.mark.parametrize("harm", ["broken", "gone", "unreadable"])
+@pytest.mark.parametrize("harm", ["broken", "deep", "gone", "unreadable"])
 def test_a_file_that_cannot_be_read_again_changes_nothing(
     book: KeyFile, key: str, harm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -63,6 +64,8 @@ def test_a_file_that_cannot_be_read_again_changes_nothing(
     book.path.unlink()
     if harm == "broken":
         book.path.write_text("{")
+    elif harm == "deep":
+        book.path.write_text('{"version": 1, "keys": ' + "[" * 100_000)
     elif harm == "unreadable":
         book.path.mkdir()
     with caplog.at_level(logging.ERROR):
@@ -79,6 +82,35 @@ def test_a_file_that_cannot_be_read_again_changes_nothing(
     book.add()
     ring.look()
     assert len(ring) == 2
+
+
+async def test_the_follower_goes_on_whatever_happens(
+    book: KeyFile, key: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What nobody foresaw is told once, the known keys go on, and the file is followed again afterwards."""
+    ring = ring_of(book)
+    looks = 0
+
+    def fail_at_first(path: Path) -> tuple[KeyRecord, ...]:
+        nonlocal looks
+        looks += 1
+        if looks < 3:
+            raise RuntimeError("nobody foresaw this")
+        return read(path)
+
+    monkeypatch.setattr("gateway.keys.ring.read", fail_at_first)
+    monkeypatch.setattr("gateway.keys.ring.LOOK_SECONDS", 0.0)
+    book.add()
+    with caplog.at_level(logging.ERROR):
+        following = asyncio.create_task(ring.follow())
+        async with asyncio.timeout(10):
+            while len(ring) == 1:
+                assert ring.find(key)
+                await asyncio.sleep(0)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert ring.problem == ""
 
 
 def test_a_file_that_did_not_change_is_not_read(book: KeyFile, key: str, caplog: pytest.LogCaptureFixture) -> None:
