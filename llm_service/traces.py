@@ -6,8 +6,8 @@ generator in between.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
 from llm_service.generation import Event, Finish, Generation, Piece
@@ -32,6 +32,27 @@ class Written:
     engine: str
     arrived: float
     clock: Clock
+
+
+@contextmanager
+def waiting(arrived: float, clock: Clock) -> Iterator[Callable[[], None]]:
+    """Around a request that waits for a place, since ``arrived``; call what is yielded once it is had.
+
+    A wait that ends without one was in vain, which the trace shall show; any other is told by `told`.
+    """
+    above = tracing.present()
+    is_over = False
+
+    def over() -> None:
+        nonlocal is_over
+        is_over = True
+
+    try:
+        yield over
+    finally:
+        if not is_over and above and (tracer := tracing.active) is not None:
+            began = tracing.unix_ns(arrived, clock())
+            tracer.begin("queue", parent=above, unix_ns=began).end(error="never_computed")
 
 
 def told(events: AsyncGenerator[Event, None], about: Written) -> AsyncGenerator[Event, None]:

@@ -38,7 +38,7 @@ from llm_service.metrics import (
     Published,
 )
 from llm_service.schemas import check_schemas
-from llm_service.traces import Written, told
+from llm_service.traces import Written, told, waiting
 from mesh.clock import Clock, monotonic
 from mesh.context import Priority
 from mesh.deadline import Deadline
@@ -135,12 +135,14 @@ class Writer:
         with self._admission.place(deadline, lane, answers=request.choices) as place:
             await check_schemas(request)
             request = await self.engine.prepare(request)
-            async with (
-                place.slot(_tokens_to_read(request)),
-                aclosing(self._told(request, deadline, arrived)) as events,
-            ):
-                async for event in events:
-                    yield event
+            with waiting(arrived, self._clock) as has_place:
+                async with (
+                    place.slot(_tokens_to_read(request)),
+                    aclosing(self._told(request, deadline, arrived)) as events,
+                ):
+                    has_place()
+                    async for event in events:
+                        yield event
 
     def _told(self, request: Generation, deadline: Deadline, arrived: float) -> AsyncGenerator[Event, None]:
         about = Written(

@@ -15,7 +15,8 @@ from llm_service.testing import ScriptedEngine, written
 from llm_service.writer import Limits, Writer
 from mesh.context import CallContext, current_call
 from mesh.deadline import Deadline
-from mesh.errors import Unavailable
+from mesh.errors import DeadlineExceeded, Unavailable
+from mesh.testing import FakeClock
 from mesh.testing.tracing import KEPT_TRACE, RecordingTracer, recording
 from mesh.tracing import Kind
 
@@ -80,6 +81,31 @@ async def test_who_waits_for_a_place_is_seen_waiting(tracer: RecordingTracer) ->
     waited, at_once = sorted((span.seconds for span in tracer.named("queue")), reverse=True)
     assert waited >= 0.04 > at_once
     assert tracer.one("text_completion scripted-model").attributes["gen_ai.operation.name"] == "text_completion"
+
+
+async def test_who_waits_in_vain_is_seen_waiting_too(tracer: RecordingTracer) -> None:
+    """Time that was up in the queue is in the trace, marked as never computed, and nothing was written for it."""
+    engine = ScriptedEngine([ScriptedEngine.HOLD, *written("x")])
+    writer = await writer_of(engine)
+    first = asyncio.create_task(write(writer))
+    await engine.busy.wait()
+    clock = FakeClock()
+
+    async def wait_in_vain() -> None:
+        async for _ in writer.generate(Generation(prompt="p"), Deadline.after(30, clock)):
+            pass
+
+    second = asyncio.create_task(wait_in_vain())
+    await asyncio.sleep(0)
+    clock.advance(31)
+    engine.release.set()
+    await first
+    with pytest.raises(DeadlineExceeded):
+        await second
+    assert {(span.parent, span.error) for span in tracer.named("queue")} == {
+        (KEPT_TRACE, ""), (KEPT_TRACE, "never_computed")
+    }  # fmt: skip
+    assert tracer.named("text_completion scripted-model") == []
 
 
 async def test_an_answer_that_breaks_off_is_told_as_failed(tracer: RecordingTracer) -> None:
