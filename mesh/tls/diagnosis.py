@@ -6,10 +6,11 @@ one that refuses a certificate.
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
+import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mesh.tls.problems import Finding, TlsProblem
@@ -35,16 +36,12 @@ class Shown:
     """What a hop shows and expects.
 
     Attributes:
-        material: the own certificate and the authorities.
-        certificate: its file.
-        key: its key's file.
+        material: the own certificate and the authorities, as they are in use: files may have changed meanwhile.
         server_name: that the peer's certificate must carry.
         now: the time, in Unix seconds.
     """
 
     material: Material
-    certificate: Path
-    key: Path
     server_name: str
     now: float
 
@@ -81,10 +78,9 @@ def _handshake(address: str, shown: Shown) -> Finding | None:
     context.set_alpn_protocols(["h2"])
     context.load_verify_locations(cadata=shown.material.ca.decode("ascii", "replace"))
     try:
-        # OpenSSL asks the terminal for a password that it is not given, and waits.
-        context.load_cert_chain(shown.certificate, shown.key, password="")
+        _load_own(context, shown.material)
     except (OSError, ssl.SSLError):
-        return None  # the files are being changed; the next look sees them whole
+        return None  # OpenSSL does not take what gRPC's core takes; so nothing can be said
     with _connect(address) as connection:
         try:
             tls = context.wrap_socket(connection, server_hostname=shown.server_name)
@@ -96,6 +92,16 @@ def _handshake(address: str, shown: Shown) -> Finding | None:
             return _broken_off(address, getattr(error, "reason", None) or "", shown)
     with tls:
         return _greet(tls, shown)
+
+
+def _load_own(context: ssl.SSLContext, material: Material) -> None:
+    """Have ``context`` show the certificate in use. OpenSSL reads files alone: on Linux it gets one in memory."""
+    with os.fdopen(os.memfd_create("tls"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile() as file:
+        file.write(material.certificate + b"\n" + material.key)
+        file.flush()
+        file.seek(0)
+        # OpenSSL asks the terminal for a password that it is not given, and waits.
+        context.load_cert_chain(f"/dev/fd/{file.fileno()}", password="")
 
 
 def _greet(tls: ssl.SSLSocket, shown: Shown) -> Finding | None:

@@ -76,14 +76,7 @@ class Lookout:
 
         if self._tls is None:
             return diagnose(endpoint.address, None)
-        identity = self._tls.identity
-        shown = Shown(
-            identity.material,
-            identity.files.certificate,
-            identity.files.key,
-            self._tls.server_name(place),
-            time.time(),
-        )
+        shown = Shown(self._tls.identity.material, self._tls.server_name(place), time.time())
         return diagnose(endpoint.address, shown)
 
     def _tell(self, endpoint: Endpoint, finding: Finding | None) -> None:

@@ -87,6 +87,17 @@ async def test_certificates_that_do_not_fit_are_named(case: Case, tmp_path: Path
     assert REGISTRY.get_sample_value("mesh_tls_endpoint_problems_total", labels) == before + 1
 
 
+async def test_what_is_in_use_is_looked_at_whatever_the_files_hold_meanwhile(tmp_path: Path) -> None:
+    """New files that do not fit are not used; they keep nothing from being named."""
+    office = Office.open(tmp_path)
+    files = office.issue("gateway")
+    tls = client_tls(files)
+    files.key.write_bytes(office.issue("other").key.read_bytes())
+    async with serve_tls(elsewhere(office).issue(SERVER)) as worker, client_to(worker.port, tls) as client:
+        client.hop.start()
+        assert (await told(client.hop)).reason_code == TlsProblem.PEER_UNKNOWN_CA
+
+
 @pytest.mark.parametrize(
     ("who", "days", "problem", "words"),
     [
