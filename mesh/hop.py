@@ -42,7 +42,7 @@ from mesh.errors import BreakerEffect, MeshError, Unavailable
 from mesh.hop_settings import HopSettings
 from mesh.hop_status import HopStatus, Latencies, Meter
 from mesh.hop_tracing import HopSpan, hop_span
-from mesh.outgoing import Outgoing
+from mesh.outgoing import CallersOwn, Outgoing, as_itself
 from mesh.resilience import (
     AdaptiveLimiter,
     CircuitBreaker,
@@ -201,7 +201,7 @@ class Hop:
         if isinstance(request, AsyncIterable) and not isinstance(request, Outgoing):
             request = Outgoing(request)
         with (
-            _as_itself(),
+            as_itself(),
             self._observe(method) as span,
             self.limiter.slot(current_priority(), seconds=deadline.remaining()),
             self.breaker.guard() as permit,
@@ -245,7 +245,7 @@ class Hop:
         except (MeshError, asyncio.CancelledError):
             # gRPC reports it as its own cancelling, or as an unknown error.
             if isinstance(request, Outgoing) and request.failure is not None:
-                raise _CallersOwn(request.failure) from None
+                raise CallersOwn(request.failure) from None
             raise
 
     def _attempts(
@@ -378,22 +378,6 @@ class Hop:
         )
         error.breaker = BreakerEffect.NEUTRAL  # type: ignore[misc]  # our own doing, not the peer's
         return error
-
-
-class _CallersOwn(Exception):
-    """The caller's own requests failed. Untyped on its way out, so that no layer blames the peer for it."""
-
-    def __init__(self, failure: Exception) -> None:
-        super().__init__()
-        self.failure = failure
-
-
-@contextmanager
-def _as_itself() -> Iterator[None]:
-    try:
-        yield
-    except _CallersOwn as own:
-        raise own.failure from None
 
 
 @dataclass(slots=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -43,6 +43,23 @@ class Outgoing:
         except Exception as error:
             self.failure = error
             raise
+
+
+class CallersOwn(Exception):
+    """The caller's own requests failed. Untyped on its way out, so that no layer blames the peer for it."""
+
+    def __init__(self, failure: Exception) -> None:
+        super().__init__()
+        self.failure = failure
+
+
+@contextmanager
+def as_itself() -> Iterator[None]:
+    """Have the caller's own failure leave the block as what it is."""
+    try:
+        yield
+    except CallersOwn as own:
+        raise own.failure from None
 
 
 @asynccontextmanager
