@@ -169,7 +169,7 @@ def test_exit_codes_are_those_that_processes_end_with() -> None:
 def test_metrics_are_published() -> None:
     """Every metric that an operator is told to watch is made by some process."""
     code = source()
-    for name in {name for span in spans(OPERATIONS) for name in re.findall(r"\bmesh_[a-z_]+[a-z]\b", span)}:
+    for name in {name for span in spans(OPERATIONS) for name in re.findall(r"(?<![\w-])mesh_[a-z_]+[a-z]\b", span)}:
         assert re.search(rf"[\"']{name.removesuffix('_total')}(?:_total)?[\"']", code), name
 
 
