@@ -111,7 +111,7 @@ def test_containers_do_not_start_in_plaintext_where_certificates_were_asked_for(
     layout = Layout.from_environment({"MESH_HOME": str(tmp_path)})
     with pytest.raises(OperatorError, match="for processes of this machine") as refused:
         start(StartOptions(mode="docker", tls=True), layout, Console(), {})
-    assert "MESH_CERTIFICATES" in str(refused.value.hint)
+    assert "docs/containers.md" in refused.value.hint
 
 
 def test_the_health_script_names_a_certificates_problem() -> None:
