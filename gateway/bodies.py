@@ -55,17 +55,21 @@ async def read_json(request: Request, model: type[Body]) -> Body:
     """The request's body as ``model``.
 
     Raises:
-        InvalidRequest: it is not declared as JSON, is empty, or is not JSON in UTF-8.
+        InvalidRequest: it is not declared as JSON, is compressed, is empty, or is not JSON in UTF-8.
         InvalidBody: it is JSON that does not validate; ``param`` names the first field at fault.
         PayloadTooLarge: it holds more items than are read at once.
     """
-    media_type = Exchange.of(request).header(b"content-type").partition(";")[0].strip().lower()
+    exchange = Exchange.of(request)
+    media_type = exchange.header(b"content-type").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
         # Browsers send other types across sites without asking; a JSON type they must ask for first.
         raise InvalidRequest(
             f"Send the body as application/json; it came as {media_type or 'no type at all'}.",
             reason="UNSUPPORTED_MEDIA_TYPE",
         )
+    if exchange.header(b"content-encoding").strip().lower() not in {"", "identity"}:
+        # Nothing is inflated: a kilobyte may hold a megabyte, and the caps count what was sent.
+        raise InvalidRequest("Send the body uncompressed.", reason="UNSUPPORTED_MEDIA_TYPE")
     return parse_json(await _whole_body(request), model)
 
 

@@ -1,12 +1,7 @@
-"""Which names the gateway answers to, and which pages of others may ask it for something.
-
-A page on another site can point its own name at 127.0.0.1 and then read, with its visitor's browser, what listens
-there (DNS rebinding). What gives it away is the name, which the browser sends as the Host header.
-"""
+"""Which names the gateway answers to, and which pages of others may ask it for something."""
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -15,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.exchange import Exchange
 from gateway.settings import GatewaySettings
 from mesh.errors import Forbidden, InvalidRequest
+from mesh.host_names import is_loopback, is_nobody_elses, without_port
 
 _ASKS_ONLY = frozenset({"GET", "HEAD", "OPTIONS"})
 _CROSS_SITE = b"cross-site"
@@ -69,32 +65,13 @@ def allowed_hosts(settings: GatewaySettings) -> Sequence[str] | None:
     by which names a load balancer or a cluster calls this gateway, so a list has to be written to be kept to.
     """
     listed = tuple(name.lower().removesuffix(".") for name in settings.allowed_hosts)
-    if "*" in listed or not (listed or _is_loopback(reached_at(settings))):
+    if "*" in listed or not (listed or is_loopback(reached_at(settings))):
         return None
     return (reached_at(settings).lower(), *listed)
 
 
 def _is_ours(host: bytes, allowed: Sequence[str]) -> bool:
-    name = _without_port(host.decode("latin-1").lower()).removesuffix(".")
-    if "." not in name or name.endswith(".localhost") or _is_address(name):
-        return True
-    return any(name.endswith(each[1:]) if each.startswith("*.") else name == each for each in allowed)
-
-
-def _without_port(host: str) -> str:
-    if host.startswith("["):
-        address, _, rest = host[1:].partition("]")
-        return address if not rest or rest.startswith(":") else host
-    return host.partition(":")[0]
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+    name = without_port(host.decode("latin-1"))
+    return is_nobody_elses(name) or any(
+        name.endswith(each[1:]) if each.startswith("*.") else name == each for each in allowed
+    )

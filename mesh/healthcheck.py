@@ -2,18 +2,17 @@
 
 ``TARGET`` is a worker's ``host:port``, asked by ``grpc.health.v1`` for the process as a whole, or the gateway's
 ``http://…/health/ready``. The exit code is 0 when it serves and 1 otherwise; a line says why. Needs no torch, and a
-tenth of a second.
+tenth of a second. A worker behind TLS is asked with its own certificate, which stands in the variables that they share.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+_CERTIFICATES = ("MESH_TLS_CA", "MESH_TLS_CERTIFICATE", "MESH_TLS_KEY")
 ASK_SECONDS = 3.0
 """Less than the probe's own limit, so that it ends with a reason."""
 
@@ -23,7 +22,19 @@ def ask_worker(target: str, seconds: float = ASK_SECONDS) -> str:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with _channel(target) as channel:
+    options = [("grpc.enable_http_proxy", 0)]
+    if any(os.environ.get(name) for name in _CERTIFICATES):
+        # Settings and cryptography take longer to load than all the rest.
+        from mesh.settings import SettingsError
+        from mesh.tls.own import own_channel
+
+        try:
+            opened = own_channel(target, options)
+        except SettingsError as error:
+            return str(error)
+    else:
+        opened = grpc.insecure_channel(target, options=options)
+    with opened as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
             reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=seconds)
@@ -33,22 +44,6 @@ def ask_worker(target: str, seconds: float = ASK_SECONDS) -> str:
     if reply.status == states.SERVING:
         return ""
     return f"{target} says {states.ServingStatus.Name(reply.status)}: a model is being loaded, or its log says why"
-
-
-def _channel(target: str) -> Any:
-    """To a worker that may have certificates: the probe runs beside it, and shows the worker's own."""
-    import grpc
-
-    options: list[tuple[str, Any]] = [("grpc.enable_http_proxy", 0)]
-    if not os.environ.get("MESH_TLS_CA"):
-        return grpc.insecure_channel(target, options=options)
-    from mesh.tls.certificates import TlsFiles, read
-
-    files = TlsFiles(*(Path(os.environ[f"MESH_TLS_{each}"]) for each in ("CA", "CERTIFICATE", "KEY")))
-    own = read(files, now=time.time())
-    # The worker is reached by loopback, which its certificate need not name.
-    options += [("grpc.ssl_target_name_override", own.names[0]), ("grpc.default_authority", own.names[0])]
-    return grpc.secure_channel(target, grpc.ssl_channel_credentials(own.ca, own.key, own.certificate), options=options)
 
 
 def ask_gateway(url: str, seconds: float = ASK_SECONDS) -> str:

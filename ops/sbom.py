@@ -1,7 +1,8 @@
 """Prints what the Python that runs it has installed, as a CycloneDX 1.6 document: a software bill of materials.
 
 It needs nothing but Python, and so runs in an environment and, through standard input, in a container without anything
-being put into that: see scripts/sbom.sh. With ``--system`` Debian's packages are listed too.
+being put into that: see scripts/sbom.sh. With ``--system`` it is about the whole image: other environments in it (the
+engine's beside the language model's worker), what its base has installed, and Debian's packages are listed too.
 """
 
 from __future__ import annotations
@@ -20,26 +21,38 @@ from urllib.parse import quote
 
 PROJECT = "torch-isolation-mesh"
 _DPKG = Path("/var/lib/dpkg/status")
+_IN_AN_IMAGE = (
+    "opt/mesh/*/lib/python3*/site-packages",
+    "usr/local/lib/python3*/site-packages",
+    "usr/lib/python3/dist-packages",
+)
+"""Where the images, and Docker's and Debian's Pythons below them, keep what is installed."""
 _EXPRESSION = re.compile(r"[A-Za-z0-9.+() -]{1,120}")
 _RELATION = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[^\]]*\])?[^;]*(;.*)?")
 _TOOL = "mesh-sbom"
 
 
-def document(found: Iterable[Distribution], *, name: str, system: Iterable[dict[str, Any]] = ()) -> dict[str, Any]:
-    """The bill of materials of an environment.
+def document(
+    environments: Iterable[Iterable[Distribution]], *, name: str, system: Iterable[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """The bill of materials of one environment or several, each of which finds what it needs in itself.
 
     Args:
-        found: its distributions; of one that is there twice the first counts, as it does for an import.
+        environments: their distributions; of one that is there twice the first counts, as it does for an import.
         name: what the document is about: an environment or an image.
         system: components beside Python's.
     """
-    there = {_canonical(each.name): each for each in reversed(list(found))}
+    there: dict[str, Distribution] = {}
+    needs: dict[str, set[str]] = {}
+    for found in environments:
+        own = {_canonical(each.name): each for each in reversed(list(found))}
+        for each in own.values():
+            wanted = {_canonical(needed) for needed in _needed(each)}
+            there.setdefault(_reference(each), each)
+            needs.setdefault(_reference(each), set()).update(_reference(own[needed]) for needed in wanted & own.keys())
     about = {"type": "application", "bom-ref": name, "name": name}
-    depends = [{"ref": name, "dependsOn": sorted(_reference(each) for each in there.values())}]
-    for each in there.values():
-        wanted = {_canonical(needed) for needed in _needed(each)}
-        known = sorted(_reference(there[needed]) for needed in wanted & there.keys())
-        depends.append({"ref": _reference(each), "dependsOn": known})
+    depends = [{"ref": name, "dependsOn": sorted(there)}]
+    depends += [{"ref": reference, "dependsOn": sorted(known)} for reference, known in needs.items()]
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -55,7 +68,7 @@ def document(found: Iterable[Distribution], *, name: str, system: Iterable[dict[
                 {"name": "platform", "value": platform.platform()},
             ],
         },
-        "components": [*sorted(map(_component, there.values()), key=lambda each: str(each["bom-ref"])), *system],
+        "components": [*(_component(there[reference]) for reference in sorted(there)), *system],
         "dependencies": sorted(depends, key=lambda each: str(each["ref"])),
     }
 
@@ -69,6 +82,12 @@ def debian_packages(status: str) -> Iterator[dict[str, Any]]:
         name, version, architecture = fields["Package"], fields["Version"], fields.get("Architecture", "all")
         purl = f"pkg:deb/debian/{quote(name)}@{quote(version, safe='')}?arch={architecture}"
         yield {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
+
+
+def other_environments(root: Path, known: Iterable[str]) -> list[Path]:
+    """The folders of an image that hold packages and are not among those that are ``known``."""
+    places = sorted(place for pattern in _IN_AN_IMAGE for place in root.glob(pattern))
+    return [place for place in places if str(place) not in set(known)]
 
 
 def _component(each: Distribution) -> dict[str, Any]:
@@ -122,11 +141,15 @@ def _reference(each: Distribution) -> str:
 def main(arguments: list[str]) -> int:
     """Print the document of the interpreter that runs this. The first argument that is no option names it."""
     names = [each for each in arguments if not each.startswith("--")]
-    system = debian_packages(_DPKG.read_text("utf-8")) if "--system" in arguments and _DPKG.exists() else ()
     name = names[0] if names else Path(sys.prefix).name
     # What lies beside the script, or where it was started, is not installed.
     path = [entry for entry in sys.path if entry.startswith((sys.prefix, sys.base_prefix))]
-    print(json.dumps(document(distributions(path=path), name=name, system=list(system)), indent=1))
+    environments = [distributions(path=path)]
+    system: list[dict[str, Any]] = []
+    if "--system" in arguments:
+        environments += [distributions(path=[str(place)]) for place in other_environments(Path("/"), path)]
+        system = list(debian_packages(_DPKG.read_text("utf-8"))) if _DPKG.exists() else []
+    print(json.dumps(document(environments, name=name, system=system), indent=1))
     return 0
 
 

@@ -2,8 +2,9 @@
 # Writes what is installed, as CycloneDX documents, into var/sbom.
 #   scripts/sbom.sh                     every environment that there is
 #   scripts/sbom.sh gateway workers     these environments
-#   scripts/sbom.sh --image NAME[:TAG]  a container image: its Python packages and Debian's
+#   scripts/sbom.sh --image NAME[:TAG]  a container image: all of its Python packages and Debian's
 set -euo pipefail
+[[ ${1:-} == --help ]] && exec sed -n '2,5s/^# \?//p' "$0"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 envs=${MESH_ENVS:-${MESH_HOME:-var}/envs}
 out=${MESH_HOME:-var}/sbom

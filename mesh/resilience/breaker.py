@@ -283,9 +283,11 @@ class CircuitBreaker:
 
     def _rejection(self) -> CircuitOpen:
         # While another call probes, its answer is expected within a moment; no better figure is known.
-        wait = self._open_until - self._clock() if self._state is BreakerState.OPEN else self._first_open
+        is_open = self._state is BreakerState.OPEN
+        wait = self._open_until - self._clock() if is_open else self._first_open
+        why = "it is left alone for a moment" if is_open else "another request is trying whether it is back"
         return CircuitOpen(
-            f"The {self.name or 'peer'} service has failed repeatedly ({self._reason}); it is left alone for a moment. "
+            f"The {self.name or 'peer'} service has failed repeatedly ({self._reason}); {why}. "
             "Try again after the given time.",
             hop=self.name or None,
             retry_after=max(wait, 0.05),

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc.aio
 import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from prometheus_client import start_http_server
 
 from mesh import tracing
 from mesh.channel import SERVER_OPTIONS, message_size_options
@@ -21,6 +20,7 @@ from mesh.errors import Internal, MeshError
 from mesh.serving.capability import Capability
 from mesh.serving.health import Readiness
 from mesh.serving.interceptor import CallInterceptor
+from mesh.serving.metrics_port import tell_prometheus
 from mesh.serving.reflecting import offer_reflection
 from mesh.serving.watchdog import Watchdog, WatchdogLimits
 from mesh.settings import EXIT_SETTINGS, SettingsError, WorkerSettings
@@ -209,7 +209,7 @@ async def _serve(settings: WorkerSettings, capabilities: Sequence[Capability], t
         loop.add_signal_handler(number, worker.end)
     try:
         if settings.metrics_port:
-            start_http_server(settings.metrics_port, addr=settings.host)
+            tell_prometheus(settings.host, settings.metrics_port)
         await worker.start()
     except OSError as error:
         log.critical(str(error))

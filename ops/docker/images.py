@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from ops.docker.composition import MODELS, SERVICES
 from ops.docker.engine import Compose, image_bytes
 from ops.local.console import Console, render_table
+from ops.local.topology import GATEWAY
 
 DEFAULT_BASE = "python:3.11-slim-bookworm"
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 _REACH_SECONDS = 3.0
-_BUILT = ("gateway", MODELS, *(service.name for service in SERVICES if service.name != "gateway"))
+_BUILT = (GATEWAY, MODELS, *(service.name for service in SERVICES if service.name != GATEWAY))
 """The quickest to fail first; the second builds what the others share."""
 
 
@@ -49,15 +50,21 @@ def build(compose: Compose, console: Console) -> None:
         compose.run(f"image {name}", console, "build", name)
 
 
-def size_table(tag: str, base: str = DEFAULT_BASE) -> list[str]:
+def full_name(name: str, environ: Mapping[str, str], *, cuda: bool) -> str:
+    """An image's name and tag, as the Compose files have it: the gateway has no torch, and so no other one for GPUs."""
+    tag = environ.get("MESH_IMAGE_TAG") or ("cuda" if cuda and name != GATEWAY else "local")
+    return f"torch-isolation-mesh/{name}:{tag}"
+
+
+def size_table(environ: Mapping[str, str], *, cuda: bool) -> list[str]:
     """The images' sizes, uncompressed: in all, and beyond their base where the engine holds that.
 
     The workers' share the largest of their layers, which lies on the disk once.
     """
-    below = image_bytes(base)
+    below = image_bytes(environ.get("MESH_BASE_IMAGE") or DEFAULT_BASE)
     rows = []
     for name in _BUILT:
-        size = image_bytes(f"torch-isolation-mesh/{name}:{tag}")
+        size = image_bytes(full_name(name, environ, cuda=cuda))
         if size is not None:
             rows.append([name, _megabytes(size), _megabytes(size - below) if below is not None else "-"])
     return render_table(["IMAGE", "SIZE", "BEYOND ITS BASE"], rows) if rows else []

@@ -19,7 +19,7 @@ from ops.docker.composition import (
     write_additions,
 )
 from ops.docker.engine import Compose, Container, ask, containers, engine_version, runs_nvidia
-from ops.docker.images import DEFAULT_BASE, build, size_table, torch_index
+from ops.docker.images import build, size_table, torch_index
 from ops.local.closing import closing_words
 from ops.local.console import Console
 from ops.local.environments import has_cuda
@@ -68,8 +68,7 @@ def start(asked: Wishes, topology: Topology, layout: Layout, console: Console, e
     wishes["MESH_TORCH_INDEX_URL"] = torch_index(environ, asked=asked.torch_index_url, cuda=cuda, console=console)
     wishes["GATEWAY_HOST"] = next(each.host for each in topology.listeners if each.process == GATEWAY)
     build(compose, console)
-    tag = environ.get("MESH_IMAGE_TAG") or ("cuda" if cuda else "local")
-    for line in size_table(tag, environ.get("MESH_BASE_IMAGE") or DEFAULT_BASE):
+    for line in size_table(environ, cuda=cuda):
         console.say(f"  {line}")
     ports = tuple(each.port for each in taken)
     record = Record(run_id=secrets.token_hex(16), mode=MODE, gateway_url=topology.gateway_url, ports=ports)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from inference.machine import fingerprint
 from ops.local.console import Console
 from ops.local.failures import OperatorError
 from ops.local.layout import Layout
@@ -43,6 +44,8 @@ class Preparation:
     sources: tuple[str, ...]
     product: Path | None = None
     """What must be there for it to count as done."""
+    measures: bool = False
+    """Whether it measures this machine: on another one it is not done."""
 
 
 def preparations(layout: Layout, environ: Mapping[str, str]) -> tuple[Preparation, ...]:
@@ -54,6 +57,7 @@ def preparations(layout: Layout, environ: Mapping[str, str]) -> tuple[Preparatio
             "embedding model: checking, exporting, choosing the fastest faithful engine",
             ("-m", "inference.prepare", "--for", "embedding", *_engine_arguments("EMBEDDING_", environ)),
             engine_code,
+            measures=True,
         )
     ]
     # auto, or nothing, lets the model and what is in reach decide, as the worker does.
@@ -65,6 +69,7 @@ def preparations(layout: Layout, environ: Mapping[str, str]) -> tuple[Preparatio
             "reranking model: the same",
             ("-m", "inference.prepare", "--for", reranking, *_engine_arguments("RERANKING_", environ)),
             engine_code,
+            measures=True,
         )
     )
     if environ.get("LLM_MODEL", "demo") == "demo" and environ.get("LLM_ENGINE", "transformers") in _LOAD_THE_DEMO:
@@ -123,8 +128,11 @@ def _is_done(preparation: Preparation, layout: Layout) -> bool:
 
 
 def _stamp(preparation: Preparation, layout: Layout) -> str:
-    """What the preparation depends on: its arguments, the code that does it, and the packages that code runs on."""
+    """What the preparation depends on: its arguments, the code that does it, the packages that code runs on, and the
+    machine where that is measured.
+    """
     digest = hashlib.sha256(json.dumps(preparation.arguments).encode())
+    digest.update(fingerprint().encode() if preparation.measures else b"")
     for pattern in (*preparation.sources, "ops/constraints/workers.txt"):
         for path in sorted(layout.checkout.glob(pattern)):
             digest.update(path.read_bytes() if path.is_file() else b"")

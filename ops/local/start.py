@@ -46,7 +46,7 @@ def start(options: StartOptions, layout: Layout, console: Console, environ: Mapp
         # Rather than plaintext, for somebody who asked for none.
         raise OperatorError(
             "--tls makes certificates for processes of this machine, and containers cannot read those.",
-            hint="Leave out --mode docker; or --tls, and mount certificates of your own: see docs/certificates.md.",
+            hint="Leave out --mode docker; or --tls, and give each container a certificate: see docs/containers.md.",
         )
     topology = plan(environ, host=options.host, certificates=files_of(layout) if options.tls else None)
     if options.tls:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from ops.docker.composition import MODELS, SERVICES
 from ops.docker.engine import image_bytes
 from ops.docker.images import DEFAULT_BASE
+from ops.local.layout import CHECKOUT
 from tests.chaos.bars import Measured
 from tests.containers.conftest import Started
 from tests.containers.stack import TAG, WORKERS, Stack, docker, python_in
@@ -95,6 +99,33 @@ def test_every_container_is_locked_in(name: str) -> None:
     status = python_in(name, "print(open('/proc/self/status').read())")
     assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE)
     assert re.search(r"^NoNewPrivs:\s+1$", status, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_nothing_unknown_runs_at_pythons_start(name: str) -> None:
+    """No .pth file, sitecustomize or usercustomize in an image's environments but setuptools' own."""
+    script = "find /opt/mesh -name '*.pth' -o -name sitecustomize.py -o -name usercustomize.py"
+    found = docker("run", "--rm", "--network", "none", "--entrypoint", "sh", image(name), "-c", script).split()
+    assert [path for path in found if Path(path).name != "distutils-precedence.pth"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "holds", "lacks"),
+    [("gateway", {"fastapi"}, {"torch"}), ("llm-services", {"aiohttp", "torch", "transformers"}, set())],
+)
+def test_a_bill_of_materials_lists_all_that_an_image_holds(
+    tmp_path: Path, name: str, holds: set[str], lacks: set[str]
+) -> None:
+    """Of each environment in it, the engine's beside the worker's, and of Debian."""
+    made = subprocess.run(
+        [str(CHECKOUT / "scripts" / "sbom.sh"), "--image", image(name)],
+        env={**os.environ, "MESH_HOME": str(tmp_path)}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    listed = {each["purl"].split("@")[0] for each in json.loads(Path(made.stdout.strip()).read_text())["components"]}
+    assert holds <= {each.removeprefix("pkg:pypi/") for each in listed}
+    assert not lacks & {each.removeprefix("pkg:pypi/") for each in listed}
+    assert "pkg:deb/debian/libc6" in listed
 
 
 def test_what_the_workers_share_lies_on_the_disk_once() -> None:

@@ -103,7 +103,7 @@ def test_a_restart_of_everything_loses_no_configuration_and_no_model(
 ) -> None:
     """After all containers were restarted the same vectors come back, the same names are known, no file has changed."""
     body = {"model": ALIAS, "input": ["a red cat", "far away"]}
-    vectors = _vectors(http.post("/v1/embeddings", json=body))
+    before = _components(http.post("/v1/embeddings", json=body))
     kept = json.loads(python_in("embedding-services", _KEPT))
     assert any("engines/" in name for name in kept)
     assert any("demo-llm/" in name for name in kept)
@@ -111,7 +111,7 @@ def test_a_restart_of_everything_loses_no_configuration_and_no_model(
     docker("restart", "-t", "30", *NAMES, seconds=300)
     back = wait_for(lambda: _all_serve(stack), "everything serves again", seconds=180)
     measured("containers: all restarted and serving", back - began, "s")
-    assert _vectors(http.post("/v1/embeddings", json=body)) == pytest.approx(vectors, abs=1e-3)
+    assert _components(http.post("/v1/embeddings", json=body)) == pytest.approx(before, abs=1e-3)
     assert json.loads(python_in("embedding-services", _KEPT)) == kept
 
 
@@ -139,9 +139,10 @@ def _moment(stamp: str) -> datetime:
     return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", stamp)).astimezone(UTC)
 
 
-def _vectors(answer: httpx.Response) -> list[list[float]]:
+def _components(answer: httpx.Response) -> list[float]:
+    """Of all vectors, one after the other, as pytest compares them."""
     assert answer.status_code == 200, answer.text
-    return [each["embedding"] for each in answer.json()["data"]]
+    return [component for each in answer.json()["data"] for component in each["embedding"]]
 
 
 def _all_serve(stack: Stack) -> bool:

@@ -13,6 +13,7 @@ from google.protobuf.descriptor import FileDescriptor
 CHECKOUT = Path(__file__).parents[2]
 PACKAGES = (
     "mesh", "inference", "gateway", "gpu_services", "embedding_service", "reranking_service", "llm_service", "ops",
+    "previous",
 )  # fmt: skip
 # What reads objects of any class, or hands them between processes by doing so.
 MODULES = frozenset(

@@ -1,4 +1,4 @@
-"""What docs/operations.md and docs/migrating.md tell operators to run, set and look for exists; all links lead on."""
+"""What the documents for operators tell them to run, set and look for exists; all links lead on."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from pathlib import Path
 
 import pytest
 import yaml
+from uvicorn.config import STARTUP_FAILURE
 
 from gateway.settings import GatewaySettings
 from mesh.errors import MeshError
+from mesh.serving.worker import EXIT_PORT_IN_USE, EXIT_STUCK
+from mesh.settings import EXIT_SETTINGS
 from ops.docs.configuration import render
 from ops.local.layout import CHECKOUT
 
 DOCS = CHECKOUT / "docs"
 OPERATIONS, MIGRATING = DOCS / "operations.md", DOCS / "migrating.md"
+_NAMES = "certificates containers keys migrating observability operations security status-page tracing"
+FOR_OPERATORS = (CHECKOUT / "README.md", *(DOCS / f"{name}.md" for name in _NAMES.split()))
 ALL = sorted((*CHECKOUT.glob("*.md"), *DOCS.rglob("*.md")))
 PROCESSES = ("mesh", "inference", "gateway", "gpu_services", "embedding_service", "reranking_service", "llm_service")
 # Made by following the text, or on the reader's side.
@@ -31,10 +36,11 @@ _VARIABLE = re.compile(
     r"|[A-Z]+_SERVICE_URL|REDIS_URL|ENABLE_VECTOR_CACHE|PIP_INDEX_URL)\b"
 )
 _MISSPELT = {"EMBEDDING_MODLE"}
+_OF_TESTS = {"MESH_BROWSER_SCREENSHOTS"}
 _REASON = re.compile(r"`((?!OTEL_)[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)`")
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 
-both = pytest.mark.parametrize("document", [OPERATIONS, MIGRATING], ids=lambda path: path.name)
+every = pytest.mark.parametrize("document", FOR_OPERATORS, ids=lambda path: path.name)
 
 
 def spans(document: Path) -> list[str]:
@@ -94,13 +100,11 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert file.suffix != ".md" or not anchor or anchor in anchors(file), target
 
 
-@both
+@every
 def test_scripts_and_modules_know_what_they_are_given(document: Path) -> None:
     """Each script can be run, each module can be found, and both know the options that they are shown with."""
     own = re.compile(r"(?:\./)?(scripts/\w+\.sh)([^|#`;&]*)|python -m ([\w.]+)([^|#`;&]*)")
-    found = [match for span in spans(document) for match in own.finditer(span)]
-    assert found
-    for match in found:
+    for match in (match for span in spans(document) for match in own.finditer(span)):
         script, script_given, module, module_given = (each or "" for each in match.groups())
         options = set(re.findall(r"(?<!\S)(--[a-z][\w-]*)", script_given + module_given))
         if script:
@@ -109,22 +113,24 @@ def test_scripts_and_modules_know_what_they_are_given(document: Path) -> None:
             assert importlib.util.find_spec(module) is not None, module
         if options:
             # Commands of a command have options of their own: keys.sh add --tenant.
-            command = re.match(r"\s*([a-z]+)\b", script_given)
+            command = re.match(r"\s*([a-z]+)\b", script_given or module_given)
             own_command = [command.group(1)] if command else []
-            told = help_of(str(CHECKOUT / script), *own_command) if script else help_of(sys.executable, "-m", module)
+            program = [str(CHECKOUT / script)] if script else [sys.executable, "-m", module]
+            told = help_of(*program, *own_command)
             assert options <= set(re.findall(r"--[a-z][\w-]*", told)), match.group()
 
 
-@both
+@every
 def test_settings_are_settings(document: Path) -> None:
-    """Every environment variable stands in the configuration reference."""
-    known = set(_VARIABLE.findall(render()))
+    """Every environment variable stands in the configuration reference, or is one that a Compose file takes."""
+    composed = "\n".join(file.read_text(encoding="utf-8") for file in (CHECKOUT / "ops/docker").glob("*.yml"))
+    known = set(_VARIABLE.findall(render())) | set(re.findall(r"\$\{(\w+)", composed)) | _OF_TESTS
     told = {name for span in spans(document) for name in _VARIABLE.findall(span)} - _MISSPELT
-    assert len(told) >= 8
-    assert told <= known
+    # GPU_SERVICES_MAX_* stands for several.
+    assert {name for name in told if not name.endswith("_")} <= known
 
 
-@both
+@every
 def test_paths_are_there(document: Path) -> None:
     """Every file and folder of the repository that is named; what the reader makes is left out."""
     roots = {path.name for path in CHECKOUT.iterdir()}
@@ -152,10 +158,18 @@ def test_reasons_are_given_somewhere() -> None:
     assert told | codes <= known
 
 
+def test_exit_codes_are_those_that_processes_end_with() -> None:
+    """Who reads a code in the supervisor's log finds what it means."""
+    (told,) = re.findall(
+        r"^Exit codes in `supervisor\.log`: (.*?)\.\n\n", OPERATIONS.read_text(encoding="utf-8"), re.M | re.S
+    )
+    assert set(map(int, re.findall(r"\b\d+\b", told))) == {STARTUP_FAILURE, EXIT_PORT_IN_USE, EXIT_STUCK, EXIT_SETTINGS}
+
+
 def test_metrics_are_published() -> None:
     """Every metric that an operator is told to watch is made by some process."""
     code = source()
-    for name in {name for span in spans(OPERATIONS) for name in re.findall(r"\bmesh_[a-z_]+[a-z]\b", span)}:
+    for name in {name for span in spans(OPERATIONS) for name in re.findall(r"(?<![\w-])mesh_[a-z_]+[a-z]\b", span)}:
         assert re.search(rf"[\"']{name.removesuffix('_total')}(?:_total)?[\"']", code), name
 
 

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from referencing import Registry, Resource
 
 from ops.local.layout import CHECKOUT
-from ops.sbom import debian_packages, document
+from ops.sbom import debian_packages, document, other_environments
 
 SCRIPT = CHECKOUT / "ops" / "sbom.py"
 STATUS = """\
@@ -88,6 +88,38 @@ def test_an_images_own_packages_are_listed_too() -> None:
     system = list(debian_packages(STATUS))
     assert [each["purl"] for each in system] == ["pkg:deb/debian/zlib1g@1%3A1.2.13.dfsg-1?arch=amd64"]
     assert schema_errors(document((), name="image", system=system)) == []
+
+
+def install(root: Path, environment: str, name: str, version: str, *needs: str) -> Path:
+    """A package in an environment of an image; returns the folder of its packages."""
+    place = root / environment / "lib/python3.11/site-packages"
+    (place / f"{name}-{version}.dist-info").mkdir(parents=True)
+    lines = [
+        "Metadata-Version: 2.4",
+        f"Name: {name}",
+        f"Version: {version}",
+        *(f"Requires-Dist: {each}" for each in needs),
+    ]
+    (place / f"{name}-{version}.dist-info" / "METADATA").write_text("\n".join(lines) + "\n")
+    return place
+
+
+def test_every_environment_of_an_image_is_listed(tmp_path: Path) -> None:
+    """The engine's beside the worker's, and what the base brings; each finds what it needs in its own."""
+    worker = install(tmp_path, "opt/mesh/llm", "httpx", "1.0", "anyio")
+    install(tmp_path, "opt/mesh/llm", "anyio", "2.0")
+    engine = install(tmp_path, "opt/mesh/workers", "torch", "2.0", "anyio")
+    install(tmp_path, "opt/mesh/workers", "anyio", "1.0")
+    base = install(tmp_path, "usr/local", "pip", "26.0")
+    others = other_environments(tmp_path, [str(worker)])
+    assert others == [engine, base]
+    bom = document([distributions(path=[str(place)]) for place in (worker, *others)], name="image")
+    assert schema_errors(bom) == []
+    listed = [f"{each['name']} {each['version']}" for each in bom["components"]]
+    assert listed == ["anyio 1.0", "anyio 2.0", "httpx 1.0", "pip 26.0", "torch 2.0"]
+    depends = {each["ref"]: each["dependsOn"] for each in bom["dependencies"]}
+    assert depends["pkg:pypi/httpx@1.0"] == ["pkg:pypi/anyio@2.0"]
+    assert depends["pkg:pypi/torch@2.0"] == ["pkg:pypi/anyio@1.0"]
 
 
 def test_the_script_writes_one_document_an_environment(tmp_path: Path) -> None:

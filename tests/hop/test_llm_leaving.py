@@ -6,9 +6,12 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc.aio
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from llm_service.__main__ import make_capability
 from llm_service.settings import LlmSettings
@@ -65,6 +68,15 @@ async def engine() -> AsyncIterator[tuple[EndlessEngine, str]]:
         yield endless, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
 
 
+async def serving(channel: grpc.aio.Channel) -> None:
+    """Wait until the worker has found its engine. Raises TimeoutError."""
+    health: Any = HealthStub(channel)
+    asked = HealthCheckRequest(service="llm.v1.LlmService")
+    async with asyncio.timeout(10):
+        while (await health.Check(asked, wait_for_ready=True)).status != HealthCheckResponse.SERVING:
+            await asyncio.sleep(0.02)
+
+
 async def test_a_thousand_clients_that_leave_at_once_free_the_engine_within_a_second(
     engine: tuple[EndlessEngine, str],
 ) -> None:
@@ -75,6 +87,7 @@ async def test_a_thousand_clients_that_leave_at_once_free_the_engine_within_a_se
     async with serve([make_capability(settings)]) as running:
         channels = [grpc.aio.insecure_channel(running.target, options=options) for _ in range(CHANNELS)]
         stubs = [LlmServiceStub(channel) for channel in channels]
+        await serving(channels[0])
         await asyncio.gather(*(stub.Info(pb.InfoRequest(), wait_for_ready=True) for stub in stubs))
         calls = [stubs[number % CHANNELS].Chat(CHAT) for number in range(CLIENTS)]
         await asyncio.gather(*(call.read() for call in calls))

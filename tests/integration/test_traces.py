@@ -22,6 +22,7 @@ pytestmark = pytest.mark.integration
 
 PDF = CHECKOUT / "tests" / "data" / "documents" / "shared-mime-info-spec.pdf"
 CANARY = "canary-7f3a"
+CALLER = "c" * 16
 _NS_OF_SLACK = 20_000_000
 """Two processes read the clock at different moments of the same call."""
 
@@ -35,9 +36,17 @@ class Stand:
     http: httpx.Client
 
     def trace(self, number: int, names: Sequence[str]) -> list[SentSpan]:
-        """The spans of a trace, once all of these names are among them."""
+        """The spans of a trace, once all of these names are among them, and with each span the one above it.
+
+        Every process sends its own by turns, and one that ends later a turn later.
+        """
         wanted = set(names)
-        return self.collector.wait(lambda found: wanted <= {span.name for span in found}, trace=f"{number:032x}")
+
+        def whole(found: list[SentSpan]) -> bool:
+            above = {span.parent for span in found} - {CALLER, ""}
+            return wanted <= {span.name for span in found} and above <= {span.id for span in found}
+
+        return self.collector.wait(whole, trace=f"{number:032x}")
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +67,13 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
 
 def headers(number: int) -> dict[str, str]:
     """Of a request in a caller's trace."""
-    return {"traceparent": f"00-{number:032x}-{'c' * 16}-01", "authorization": f"Bearer {CANARY}"}
+    return {"traceparent": f"00-{number:032x}-{CALLER}-01", "authorization": f"Bearer {CANARY}"}
 
 
 def require_way(spans: Sequence[SentSpan], *way: tuple[str, str]) -> list[SentSpan]:
     """Each of these (service and name) is below the one before, and within its time. Returns them."""
     found: list[SentSpan] = []
-    above = "c" * 16
+    above = CALLER
     for service, name in way:
         below = [span for span in spans if (span.service, span.name, span.parent) == (service, name, above)]
         assert below, f"no {name!r} of {service} below {found[-1].name if found else 'the caller'}: {tree(spans)}"
@@ -186,7 +195,7 @@ def test_a_bulk_job_is_seen_in_its_pipelines_trace(stand: Stand, tmp_path: Path)
     environ = {**os.environ, **stand.mesh.environ, "TRACEPARENT": headers(6)["traceparent"]}
     subprocess.run(command, env=environ, cwd=CHECKOUT, check=True, capture_output=True, timeout=120)
     (job,) = [span for span in stand.trace(6, ["bulk embed"]) if span.name == "bulk embed"]
-    assert (job.service, job.parent) == ("bulk", "c" * 16)
+    assert (job.service, job.parent) == ("bulk", CALLER)
     streams = [span for span in stand.collector.spans if span.name == "bulk stream"]
     assert streams
     assert all(span.links == (job.id,) for span in streams)

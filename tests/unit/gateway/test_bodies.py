@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import httpx
 import pytest
 
@@ -42,6 +44,21 @@ async def test_a_body_of_another_type_is_415(client: httpx.AsyncClient, kind: st
     """What a browser would send across sites without asking is not read."""
     answer = await client.post("/v1/embeddings", content=b'{"input": "a"}', headers={"content-type": kind})
     assert answer.status_code == 415
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "BR", "gzip, gzip"])
+async def test_a_compressed_body_is_415(client: httpx.AsyncClient, encoding: str) -> None:
+    """It is not inflated, whatever it would become: a bomb is refused for what it is."""
+    bomb = gzip.compress(b'{"input": "' + b"a" * 2**20 + b'"}')
+    answer = await client.post("/v1/embeddings", content=bomb, headers={**JSON, "content-encoding": encoding})
+    assert answer.status_code == 415
+    assert "uncompressed" in answer.json()["error"]["message"]
+
+
+async def test_a_body_that_says_that_it_is_not_compressed_is_read(client: httpx.AsyncClient) -> None:
+    """Some libraries always say it."""
+    answer = await client.post("/v1/embeddings", json={"input": "a"}, headers={"content-encoding": "identity"})
+    assert answer.status_code == 200
 
 
 async def test_values_that_were_sent_are_not_repeated(client: httpx.AsyncClient) -> None:

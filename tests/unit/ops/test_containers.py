@@ -138,6 +138,18 @@ def test_gpu_images_differ_by_their_torch_alone() -> None:
     assert "gateway" not in services
 
 
+@pytest.mark.parametrize("cuda", [False, True])
+def test_images_are_named_as_the_compose_files_name_them(composition: dict[str, Any], cuda: bool) -> None:
+    """So that the sizes of all of them are printed, the gateway's too where the others are built for GPUs."""
+    services = composition["services"]
+    over = yaml.safe_load(GPU_FILE.read_text())["services"] if cuda else {}
+    for name in (*NAMES, MODELS):
+        written = over.get(name, services[name])["image"]
+        unset, tagged = re.sub(r"\$\{\w+:-(\w+)\}", r"\1", written), re.sub(r"\$\{.*\}", "mine", written)
+        assert images.full_name(name, {}, cuda=cuda) == unset
+        assert images.full_name(name, {"MESH_IMAGE_TAG": "mine"}, cuda=cuda) == tagged
+
+
 def test_a_setting_reaches_its_own_process_and_what_prepares_its_model() -> None:
     """By name alone: the value, which may be a secret, is written into no file."""
     environ = {

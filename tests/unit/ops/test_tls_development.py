@@ -109,8 +109,9 @@ def test_certificates_of_ones_own_are_not_mixed_with_development_ones() -> None:
 def test_containers_do_not_start_in_plaintext_where_certificates_were_asked_for(tmp_path: Path) -> None:
     """The development ones are for processes; a start that left them out would say that hops are safe."""
     layout = Layout.from_environment({"MESH_HOME": str(tmp_path)})
-    with pytest.raises(OperatorError, match="for processes of this machine"):
+    with pytest.raises(OperatorError, match="for processes of this machine") as refused:
         start(StartOptions(mode="docker", tls=True), layout, Console(), {})
+    assert "docs/containers.md" in refused.value.hint
 
 
 def test_the_health_script_names_a_certificates_problem() -> None:

@@ -113,6 +113,22 @@ async def test_the_follower_goes_on_whatever_happens(
     assert ring.problem == ""
 
 
+def test_every_key_is_compared_in_constant_time(book: KeyFile, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A good one, one with a known id and a wrong secret, a stranger's and nonsense: each costs one such comparison."""
+    ring, compared = ring_of(book), []
+
+    def compare(left: bytes, right: bytes) -> bool:
+        compared.append((len(left), len(right)))
+        return left == right
+
+    monkeypatch.setattr("gateway.keys.ring.hmac.compare_digest", compare)
+    assert ring.find(key).id == id_of(key)
+    for other in (key[:20] + key[20:].swapcase(), KeyFile(book.path.with_name("other.json")).add(), "no key"):
+        with pytest.raises(Unauthenticated):
+            ring.find(other)
+    assert compared == [(32, 32)] * 4
+
+
 def test_a_file_that_did_not_change_is_not_read(book: KeyFile, key: str, caplog: pytest.LogCaptureFixture) -> None:
     """Looking costs one question to the file system."""
     ring = ring_of(book)
