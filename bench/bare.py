@@ -2,7 +2,8 @@
 
 ``front`` is the least that answers ``/v1/embeddings`` from a worker: no breaker, no limiter, no probe, no deadline of
 the caller's, no metrics, no log line, no request id, no typed error. ``echo`` is a worker that does no work: it answers
-every text with the same vector, so that what is measured is the way there and back.
+every text with the same vector, so that what is measured is the way there and back. With
+MESH_TLS_CA and its like it wants and shows certificates.
 
     python -m bench.bare echo --port 61001
     python -m bench.bare front --port 61002 --worker 127.0.0.1:61001
@@ -13,7 +14,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import os
 import struct
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -31,6 +34,7 @@ from mesh.pb.embedding.v1.embedding_pb2_grpc import (
 DIMENSIONS = 384
 _ROW_BYTES = DIMENSIONS * 4
 _ROW = struct.pack(f"<{DIMENSIONS}f", *(1 / (number + 1) for number in range(DIMENSIONS)))
+_TLS = ("CA", "CERTIFICATE", "KEY")
 _SERVED = (
     "embedding.v1.EmbeddingService",
     "reranking.v1.RerankingService",
@@ -69,9 +73,19 @@ async def serve_echo(port: int) -> None:
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     for service in _SERVED:
         await servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
-    server.add_insecure_port(f"127.0.0.1:{port}")
+    if (credentials := _credentials()) is not None:
+        server.add_secure_port(f"127.0.0.1:{port}", credentials)
+    else:
+        server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     await server.wait_for_termination()
+
+
+def _credentials() -> grpc.ServerCredentials | None:
+    if "MESH_TLS_CA" not in os.environ:
+        return None
+    ca, certificate, key = (Path(os.environ[f"MESH_TLS_{name}"]).read_bytes() for name in _TLS)
+    return grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=True)
 
 
 def serve_front(port: int, worker: str) -> None:

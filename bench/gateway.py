@@ -43,10 +43,11 @@ def gateway_program(python: Path, worker: str = "", variables: Mapping[str, str]
     )
 
 
-def _echo_program(python: Path) -> Program:
+def echo_program(python: Path, variables: Mapping[str, str] | None = None) -> Program:
+    """A worker that does no work, on a free port; ``variables`` may name its certificate."""
     port = free_port()
     command: list[str | Path] = [python, "-m", "bench.bare", "echo", "--port", str(port)]
-    return Program(name="The echo worker", command=command, port=port)
+    return Program(name="The echo worker", command=command, port=port, variables=variables or {})
 
 
 def _front_program(python: Path, worker: str) -> Program:
@@ -63,36 +64,39 @@ async def measure(options: Options, gateway_python: Path, tell: Tell) -> list[Ro
     """
     rows: list[Row] = []
     async with AsyncExitStack() as stack:
-        echo = _echo_program(gateway_python)
+        echo = echo_program(gateway_python)
         worker = f"127.0.0.1:{echo.port}"
         await stack.enter_async_context(running(echo))
         front = await stack.enter_async_context(running(_front_program(gateway_python, worker)))
         whole = await stack.enter_async_context(running(gateway_program(gateway_python, worker)))
-        requests = {side.name: _requests(side.url) for side in (whole, front)}
+        requests = {each.name: requests_to(each.url) for each in (whole, front)}
         for concurrency in CONCURRENCIES:
             tell(f"gateway tax, concurrency {concurrency}")
             lanes = {
-                side.name: await stack.enter_async_context(connected(side.url, concurrency)) for side in (whole, front)
+                each.name: await stack.enter_async_context(connected(each.url, concurrency)) for each in (whole, front)
             }
             sides = {
-                "gateway": _side(whole, lanes[whole.name], requests[whole.name], options.seconds),
-                "bare": _side(front, lanes[front.name], requests[front.name], options.seconds),
+                "gateway": side(whole, lanes[whole.name], requests[whole.name], options.seconds),
+                "bare": side(front, lanes[front.name], requests[front.name], options.seconds),
             }
             for warm in (whole, front):
-                await _side(warm, lanes[warm.name], requests[warm.name], min(_WARM_SECONDS, options.seconds))()
+                await side(warm, lanes[warm.name], requests[warm.name], min(_WARM_SECONDS, options.seconds))()
             series = await interleave(sides, rounds=options.rounds, unit="requests/s", tell=tell)
             rows.extend(_rows(concurrency, series["gateway"], series["bare"]))
     return rows
 
 
-def _requests(url: str) -> list[bytes]:
+def requests_to(url: str, *, key: str = "") -> list[bytes]:
+    """Whole requests for one embedding each; ``key`` is the API key where one is asked for."""
     return [
-        post(url, "/v1/embeddings", {"model": "", "input": text, "encoding_format": "base64"})
+        post(url, "/v1/embeddings", {"model": "", "input": text, "encoding_format": "base64"}, key=key)
         for text in random_texts(_REQUESTS, Length.SHORT)
     ]
 
 
-def _side(process: Running, lanes: Sequence[Lane], requests: Sequence[bytes], seconds: float) -> Side:
+def side(process: Running, lanes: Sequence[Lane], requests: Sequence[bytes], seconds: float) -> Side:
+    """One round of a gateway's, in which so many lanes keep one request each in flight."""
+
     async def send(lane: int, number: int) -> float:
         await lanes[lane].ask(requests[number % len(requests)])
         return 1.0

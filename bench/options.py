@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PARTS = (
-    "gateway", "embedding", "single", "engines", "cached", "rerank", "cross-encoder", "curve", "peers", "memory", "llm",
+    "gateway", "secured", "embedding", "single", "engines", "cached", "rerank", "cross-encoder", "curve", "peers",
+    "memory", "llm",
 )  # fmt: skip
 DEFAULT_GATEWAY = "http://127.0.0.1:8000"
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -58,9 +59,9 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     """Options from a command line; exits with a message where it makes no sense."""
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measure the mesh beside what it replaces. The parts gateway, engines, cross-encoder, memory and "
-        "llm start all that they need; the others need a running mesh: ./scripts/start_torch_isolation.sh. Leave the "
-        "machine alone meanwhile.",
+        description="Measure the mesh beside what it replaces. The parts gateway, secured, engines, cross-encoder, "
+        "memory and llm start all that they need; the others need a running mesh: ./scripts/start_torch_isolation.sh. "
+        "Leave the machine alone meanwhile.",
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"all, or any of {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="a look in a few minutes; not for figures to keep")

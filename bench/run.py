@@ -23,6 +23,7 @@ from bench import (
     machine,
     memory,
     rerank,
+    secured,
     single,
 )
 from bench.aside import BaselineFailed
@@ -76,6 +77,8 @@ class Run:
         model, why_none = find_model(options.model)
         if "gateway" in options.parts:
             await self._gateway(model)
+        if "secured" in options.parts:
+            await self._part("secured", lambda: secured.measure(options, layout.python("gateway"), self._tell))
         await self._beside_the_model(subject, model, why_none)
         if "cross-encoder" in options.parts:
             await self._part("cross-encoder", partial(self._cross_encoder, model, why_none))
