@@ -119,7 +119,8 @@ async def test_a_clients_own_compression_meets_the_same_limit(worker: str) -> No
         # gRPC's own Python forgets a call that ends without a message: nobody is told, and nothing waits.
         ("identity", framed(b"", length=5), {FORGOTTEN}),
         ("identity", b"\x00\x00", {FORGOTTEN}),
-        ("identity", b"\x06" + framed(GOOD)[1:], {OK}),
+        # Read as if it were none, or forgotten, as chance has it in gRPC's own Python.
+        ("identity", b"\x06" + framed(GOOD)[1:], {OK, FORGOTTEN}),
         ("identity", framed(b"\xff" * 50), {INVALID}),
         ("identity", framed(b"\x0a\xff\xff\xff\xff\x0f"), {INVALID}),
         ("identity", framed(b"\x12\x02\xc3\x28"), {INVALID}),
@@ -137,7 +138,7 @@ async def test_broken_messages_end_their_call(worker: str, encoding: str, data: 
         stream = client.open(EMBED, ("grpc-encoding", encoding))
         client.send(stream, data)
         # An answer is waited for; that none comes, only for as long as one would take.
-        return client.wait(stream, seconds=2.0 if statuses == {FORGOTTEN} else 15.0).status
+        return client.wait(stream, seconds=2.0 if FORGOTTEN in statuses else 15.0).status
 
     assert await attacked(worker, attack) in statuses
 
