@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import resource
 import socket
 import subprocess
 import xmlrpc.client
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ _SETTLED_SECONDS = 5
 # stays taken overnight or a disk that is full until morning should not leave a worker down for good.
 _START_RETRIES = 2000
 _WANTED_OPEN_FILES = 65536
+
+# How a process ended is in the log alone where it ended so soon: supervisord's answer says 0 there.
+_LOG_TAIL_BYTES = 16_384
+_EXITED = re.compile(r"exited: (\S+) \((?:exit status (\d+))?")
 
 _HEAD = """\
 ; Written by each start; changes here are lost.
@@ -151,6 +156,12 @@ class ProcessState:
 
 
 _NO_PROCESS = ProcessState("", "STOPPED", 0)
+_NEVER_SETTLED = ("BACKOFF", "FATAL")
+
+
+def last_exits(log: str) -> dict[str, int]:
+    """The exit status with which each process that a supervisor's log names ended last; 0 where a signal ended it."""
+    return {name: int(status or 0) for name, status in _EXITED.findall(log)}
 
 
 class Supervisor:
@@ -173,11 +184,16 @@ class Supervisor:
         """Every process by name; empty while the supervisor does not answer."""
         try:
             answers = self._ask("getAllProcessInfo")
+            ended = any(answer["statename"] in _NEVER_SETTLED for answer in answers)
+            exits = last_exits(self._ask("readLog", -_LOG_TAIL_BYTES, 0)) if ended else {}
         except (*_GONE, xmlrpc.client.Fault):
             return {}
+        states = (
+            ProcessState(answer["name"], answer["statename"], answer["pid"], answer["exitstatus"]) for answer in answers
+        )
         return {
-            answer["name"]: ProcessState(answer["name"], answer["statename"], answer["pid"], answer["exitstatus"])
-            for answer in answers
+            each.name: replace(each, exit_status=exits.get(each.name, 0)) if each.state in _NEVER_SETTLED else each
+            for each in states
         }
 
     def shut_down(self, *, first: str, patience_seconds: float) -> None:

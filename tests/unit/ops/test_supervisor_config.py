@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from ops.local.layout import Layout
-from ops.local.supervisor import STOP_SECONDS, render_config
+from ops.local.supervisor import STOP_SECONDS, last_exits, render_config
 from ops.local.topology import plan
 
 
@@ -64,3 +64,15 @@ def test_a_socket_path_fits_into_a_socket_address() -> None:
     deep = Layout.from_environment({"MESH_HOME": "/srv/" + "deep/" * 30}, Path("/srv/checkout"))
     assert near.supervisor_socket == Path("/srv/mesh/run/supervisor.sock")
     assert len(str(deep.supervisor_socket)) <= 100
+
+
+def test_how_a_process_ended_at_once_is_read_from_the_supervisors_log() -> None:
+    """Its answer has no exit status for one that never settled; the last line about each says it."""
+    log = """\
+2026-11-21 19:15:10,468 INFO spawned: 'gateway' with pid 17785
+2026-11-21 19:15:11,241 WARN exited: gateway (terminated by SIGSEGV (core dumped); not expected)
+2026-11-21 19:15:12,010 WARN exited: llm (exit status 78; not expected)
+2026-11-21 19:15:13,010 WARN exited: gateway (exit status 78; not expected)
+2026-11-21 19:15:14,821 WARN exited: llm (terminated by SIGKILL; not expected)
+"""
+    assert last_exits(log) == {"gateway": 78, "llm": 0}
