@@ -52,6 +52,16 @@ def test_what_the_workers_share_is_written_alike_in_every_dockerfile() -> None:
     assert "pip --python /opt/mesh/workers/bin/python install" in shared.pop()
 
 
+def test_no_two_dockerfiles_are_of_one_size() -> None:
+    """BuildKit takes a file of the same name, size and time for one that it has, and a checkout's have the same time:
+    with the size of embedding's, reranking's image was built from embedding's Dockerfile.
+
+    https://github.com/moby/buildkit/issues/1368
+    """
+    sizes = [path.stat().st_size for path in (*WORKER_FILES, FOLDER / "gateway" / "Dockerfile")]
+    assert len(set(sizes)) == len(sizes)
+
+
 @pytest.mark.parametrize("path", [*WORKER_FILES, FOLDER / "gateway" / "Dockerfile"], ids=lambda path: path.parent.name)
 def test_dockerfiles_hold_nothing_that_one_of_the_builders_does_not_know(path: Path) -> None:
     """No mounts, no here-documents, no syntax line: the classic builder builds them as BuildKit does."""
