@@ -69,4 +69,4 @@ def _commands(topology: Topology) -> list[str]:
         )
     elif embedding:
         lines.append(f"  grpcurl -plaintext {embedding.host}:{embedding.port} list")
-    return [*lines, f"  Interactive documentation: {url}/docs"]
+    return [*lines, f"  In a browser: {url}/ (the mesh as it is), {url}/try (forms), {url}/docs (every route)"]
