@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,41 +21,7 @@ pytest.importorskip("redis.asyncio", reason="needs the extra redis")
 from gateway.keys import shared_meter
 from gateway.keys.shared_meter import SharedMeter
 from gateway.vector_cache.redis_client import connect
-
-SERVER = shutil.which("redis-server")
-TIMEOUT = 0.25
-"""Generous: the machine may be busy, and only a Redis that is hurt may look slow."""
-
-
-@pytest.fixture
-def socket(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where Redis listens; a short path, since a socket's is limited."""
-    return tmp_path_factory.mktemp("k") / "s"
-
-
-@pytest.fixture
-def redis(socket: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A Redis of our own, without a network."""
-    if SERVER is None:
-        pytest.skip("needs redis-server (Debian: apt-get install redis-server)")
-    process = _started(socket)
-    yield process
-    process.send_signal(signal.SIGCONT)
-    process.kill()
-    process.wait()
-
-
-def _started(socket: Path) -> subprocess.Popen[bytes]:
-    assert SERVER is not None
-    socket.unlink(missing_ok=True)
-    arguments = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no", "--dir", socket.parent]
-    process = subprocess.Popen([SERVER, *map(str, arguments)], stdout=subprocess.DEVNULL)
-    ends = time.monotonic() + 10
-    while not socket.exists():
-        assert process.poll() is None, "redis-server ended at once"
-        assert time.monotonic() < ends, "redis-server did not come up"
-        time.sleep(0.01)
-    return process
+from tests.contract.real_redis import TIMEOUT, started
 
 
 @asynccontextmanager
@@ -216,7 +181,7 @@ async def test_without_redis_each_gateway_counts_by_itself(
         for grant in alone[0]:
             if grant.refused is None:
                 one.give_back(grant, 0)
-        again = _started(socket)
+        again = started(socket)
         try:
             ends = time.monotonic() + 20
             while one.where != "Redis":

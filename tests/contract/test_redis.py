@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,43 +24,11 @@ from gateway.vector_cache.settings import VectorCacheSettings
 from mesh.clients.embedding import EmbedOptions
 from mesh.resilience import BreakerState
 from mesh.settings import SettingsError
+from tests.contract.real_redis import TIMEOUT
 
 pytest.importorskip("redis.asyncio", reason="needs the extra redis")
 
-SERVER = shutil.which("redis-server")
 TEXTS = [f"text {number} that is kept" for number in range(32)]
-TIMEOUT = 0.25
-"""Generous: the machine may be busy, and only a Redis that is hurt may look slow."""
-
-
-@pytest.fixture
-def socket(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where Redis listens; a short path, since a socket's is limited."""
-    return tmp_path_factory.mktemp("r") / "s"
-
-
-@pytest.fixture
-def redis(socket: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A Redis of our own, without a network."""
-    if SERVER is None:
-        pytest.skip("needs redis-server (Debian: apt-get install redis-server)")
-    process = _started(socket)
-    yield process
-    process.send_signal(signal.SIGCONT)
-    process.kill()
-    process.wait()
-
-
-def _started(socket: Path) -> subprocess.Popen[bytes]:
-    assert SERVER is not None
-    arguments = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no", "--dir", socket.parent]
-    process = subprocess.Popen([SERVER, *map(str, arguments)], stdout=subprocess.DEVNULL)
-    ends = time.monotonic() + 10
-    while not socket.exists():
-        assert process.poll() is None, "redis-server ended at once"
-        assert time.monotonic() < ends, "redis-server did not come up"
-        time.sleep(0.01)
-    return process
 
 
 @pytest.fixture
