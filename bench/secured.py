@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.gateway import CONCURRENCIES, echo_program, gateway_program, requests_to, side
+from bench.gateway import CONCURRENCIES, cpu_rows, echo_program, gateway_program, requests_to, side
 from bench.load import connected
 from bench.measure import Series, Tell, interleave, paired_spread
 from bench.options import Options
@@ -89,19 +88,10 @@ def _printed(command: Sequence[str | Path]) -> str:
 
 def _rows(name: str, concurrency: int, with_it: Series, plain: Series) -> list[Row]:
     at = f"with {name}, concurrency {concurrency}"
-    rows = [
-        Row(
-            part="secured", what=f"requests {at}", unit="/s", mesh=with_it.rate, baseline=plain.rate,
-            against=_AGAINST, spread=paired_spread(with_it, plain),
-            details={"mesh_p99_ms": with_it.latency(0.99) * 1000, "baseline_p99_ms": plain.latency(0.99) * 1000},
-        )
-    ]  # fmt: skip
-    if sys.platform == "linux":  # elsewhere nobody says what a process used
-        rows.append(
-            Row(
-                part="secured", what=f"the gateway's CPU time of a request {at}", unit="µs",
-                mesh=with_it.server_seconds_per_unit * 1e6, baseline=plain.server_seconds_per_unit * 1e6,
-                against=_AGAINST, smaller_is_better=True,
-            )
-        )  # fmt: skip
-    return rows
+    requests = Row(
+        part="secured", what=f"requests {at}", unit="/s", mesh=with_it.rate, baseline=plain.rate,
+        against=_AGAINST, spread=paired_spread(with_it, plain),
+        details={"mesh_p99_ms": with_it.latency(0.99) * 1000, "baseline_p99_ms": plain.latency(0.99) * 1000},
+    )  # fmt: skip
+    cpu = cpu_rows("secured", f"the gateway's CPU time of a request {at}", with_it, plain, against=_AGAINST)
+    return [requests, *cpu]
