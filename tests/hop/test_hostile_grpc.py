@@ -277,12 +277,12 @@ async def test_what_is_no_grpc_at_all_ends_its_connection(worker: str, data: byt
 
     def attack(_: RawClient) -> None:
         host, _sep, port = worker.rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=5) as connection, suppress(ConnectionError):
+        # Ended at any step, and then also "not connected"; or silent until the time is up.
+        with socket.create_connection((host, int(port)), timeout=5) as connection, suppress(OSError):
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
-            with suppress(TimeoutError):
-                while connection.recv(65536):
-                    pass
+            while connection.recv(65536):
+                pass
 
     await attacked(worker, attack)
 
