@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mesh.clients import AsyncEmbeddingServiceClient
-from mesh.context import CallContext, current_call
 from mesh.errors import CallerRefused
 from mesh.testing import ScriptedEmbedding, serve, until_serving
-from mesh.testing.tracing import KEPT_TRACE, RecordedSpan, RecordingTracer, recording
+from mesh.testing.tracing import KEPT_TRACE, RecordedSpan, RecordingTracer
 from mesh.tracing import Kind
 from ops.tls.testing import Office
 from tests.hop.tls_stand import SERVER, client_tls, client_to, serve_tls
 
 METHOD = "embedding.v1.EmbeddingService/Embed"
 HOP = "hop embedding"
-
-
-@pytest.fixture
-def tracer() -> Iterator[RecordingTracer]:
-    """Traces are on, and the calls are below a span that is kept."""
-    token = current_call.set(CallContext(request_id="mine", traceparent=KEPT_TRACE))
-    with recording() as made:
-        yield made
-    current_call.reset(token)
 
 
 def told(spans: Iterable[RecordedSpan]) -> list[dict[str, Any]]:

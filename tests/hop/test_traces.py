@@ -40,15 +40,6 @@ METHOD = "embedding.v1.EmbeddingService/Embed"
 HOP = "hop embedding"
 
 
-@pytest.fixture
-def tracer() -> Iterator[RecordingTracer]:
-    """Traces are on, and the calls are below a span that is kept."""
-    token = current_call.set(CallContext(request_id="mine", traceparent=KEPT_TRACE))
-    with recording() as made:
-        yield made
-    current_call.reset(token)
-
-
 @asynccontextmanager
 async def client_of(*scripts: list[Step], **settings: float) -> AsyncIterator[AsyncEmbeddingServiceClient]:
     """A client of a worker for each script, all of them known to serve."""
